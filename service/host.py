@@ -68,11 +68,13 @@ class Report(msgspec.Struct, frozen=True):
     models   bundles that it serves
     failed   bundles that it could not load, and why
     problem  why it takes no requests; "" if it may
+    signers  ids of the keys of which one must have signed each bundle
     """
 
     models: tuple[str, ...] = ()
     failed: dict[str, str] = {}
     problem: str = ""
+    signers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

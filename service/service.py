@@ -85,6 +85,7 @@ class Registry:
         self._unloaded: frozenset[str] = frozenset()  # by admins
         self._problem: str | None = None
         self._named_default = ""
+        self._signers = tuple(key.id for key in settings.signing_keys)
         self._num_wishes = 0
         self._release_at = 0.0  # when freed memory is given back next
 
@@ -189,7 +190,8 @@ class Registry:
         """Tell whether an engine has ended for good, and the other workers why: one of them takes this one's place."""
         ended = [f"{model.name}: {model.engine.failure}" for model in self.loaded() if model.engine.failure]
         if ended:
-            self.place.report(Report(tuple(self._models), self._failed, f"an engine failed: {'; '.join(ended)}"))
+            problem = f"an engine failed: {'; '.join(ended)}"
+            self.place.report(Report(tuple(self._models), self._failed, problem, self._signers))
         return bool(ended)
 
     def _check_loaded(self) -> None:
@@ -342,7 +344,7 @@ class Registry:
 
     def _report(self) -> None:
         if not self.report_failed_engine():
-            self.place.report(Report(tuple(self._models), self._failed, self._problem or ""))
+            self.place.report(Report(tuple(self._models), self._failed, self._problem or "", self._signers))
         hashes = {name: model.bundle.hash for name, model in self._models.items()}
         self.wishes.report(WorkerReport(os.getpid(), self._num_wishes, hashes, self._failed))
 

@@ -220,9 +220,10 @@ class Board:
         text = msgspec.json.encode(report)
         if len(text) > room:
             short = {name: reason[:MAX_REASON_CHARS] for name, reason in report.failed.items()}
-            text = msgspec.json.encode(Report(report.models, short, report.problem[:MAX_REASON_CHARS]))
+            report = msgspec.structs.replace(report, failed=short, problem=report.problem[:MAX_REASON_CHARS])
+            text = msgspec.json.encode(report)
         if len(text) > room:
-            text = msgspec.json.encode(Report(problem=report.problem[:MAX_REASON_CHARS]))
+            text = msgspec.json.encode(Report(problem=report.problem))
         self._write_text(slot, text)
 
     def _index(self, slot: int, which: _Slot) -> int:
@@ -274,7 +275,7 @@ class Place:
         problem = self._report.problem
         if not problem and self.state is not WorkerState.READY:
             problem = self._missing()
-        found = Report(self._report.models, self._report.failed, problem)
+        found = msgspec.structs.replace(self._report, problem=problem)
         if found != self._written:
             self._written = found
             self.board.write_report(self.slot, found)
@@ -286,9 +287,13 @@ class Place:
             self.drain()
 
     def _missing(self) -> str:
-        """Return which bundle this worker could not load while another one serves it: requests for it must not fail."""
+        """Return which bundle this worker could not load while another one serves it: requests for it must not fail.
+
+        Workers for which other keys sign serve what this one must not.
+        """
         assert self._report is not None
-        served = {name for report in self.board.reports(WorkerState.READY) for name in report.models}
+        reports, signers = self.board.reports(WorkerState.READY), self._report.signers
+        served = {name for report in reports if report.signers == signers for name in report.models}
         missing = served.intersection(self._report.failed).difference(self._report.models)
         return f"could not load what other workers serve: {', '.join(sorted(missing))}" if missing else ""
 

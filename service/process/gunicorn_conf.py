@@ -1,7 +1,8 @@
 """gunicorn's configuration: the service's settings → its own, and what its master process does at start and end.
 
 Used as `gunicorn -c python:meari.service.process.gunicorn_conf`; `meari serve` does the same.
-Problems of the settings end the start here, before there is any worker.
+Problems of the settings end the start here, before there is any worker. Workers take settings and certificate from this
+process: what they name on disk may be broken or gone when one of them takes another one's place.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gunicorn.glogging import Logger
 
@@ -29,6 +30,7 @@ from meari.service.process.start import (
     check_reload,
     check_start,
     clear_start,
+    load_certificate,
     make_runtime_folder,
     page_address,
     prepare_runtime_folder,
@@ -39,6 +41,9 @@ from meari.service.process.waiting import MAX_READING
 from meari.service.process.worker import MAX_STAYING
 from meari.service.settings import SETTINGS, Settings, SettingsError, load_settings, with_settings_file
 from meari.service.workers import BOARD, take_place
+
+if TYPE_CHECKING:
+    from meari.service.process.tls import Certificate
 
 __all__ = ["ServiceLogger"]
 
@@ -52,6 +57,8 @@ try:
 except SettingsError as problems:
     sys.stderr.write(f"meari cannot start:\n{problems}\n")
     sys.exit(2)
+worker_settings = settings  # of workers to come, complete before the first of them, like the next
+certificate: Certificate | None = None
 
 configure_logging(settings.log_level, settings.log_format)
 
@@ -76,7 +83,7 @@ def derived(settings: Settings) -> dict[str, Any]:
 
 
 globals().update(derived(settings))
-wsgi_app = "meari.service.app:create_app()"
+wsgi_app = "meari.service.process.gunicorn_conf:make_app()"
 bind = [f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}"]
 worker_class = "meari.service.process.worker.DrainingWorker"
 backlog = 2048
@@ -96,14 +103,17 @@ if MEMORY.is_dir() and os.access(MEMORY, os.W_OK):
 
 def on_starting(server: Any) -> None:
     """Check and prepare the start; runs in the master, before the first fork."""
+    global certificate, worker_settings  # noqa: PLW0603 (gunicorn's hooks share nothing else)
+    os.environ["MEARI_WORKERS"] = str(server.cfg.workers)
     try:
         check_start(settings)
-    except StartError as problem:
+        certificate = load_certificate(settings)
+        worker_settings = load_settings(os.environ)
+    except (StartError, SettingsError) as problem:
         sys.stderr.write(f"meari cannot start: {problem}\n")
-        sys.exit(problem.status)
+        sys.exit(getattr(problem, "status", NOTHING_STATUS))
     if settings.log_text_chars:
         server.log.warning("texts are logged, %d characters a request: MEARI_LOG_TEXT_CHARS", settings.log_text_chars)
-    os.environ["MEARI_WORKERS"] = str(server.cfg.workers)
     prepare_runtime_folder(runtime_folder)
     clear_start(runtime_folder)
     # Imported once, so that the workers share its memory and start sooner; frozen, so that their garbage collection
@@ -113,7 +123,20 @@ def on_starting(server: Any) -> None:
     with contextlib.suppress(ImportError):  # not installed
         importlib.import_module("icu4py.breakers")
     freeze_objects()
-    HostArbiter.adopt(server, open_bundles())
+    HostArbiter.adopt(server, open_bundles(), look_around)
+
+
+def make_app() -> Any:
+    """Make the application; runs in each worker."""
+    from meari.service.app import create_app
+
+    return create_app(worker_settings)
+
+
+def look_around() -> None:
+    """Take over a certificate that has changed; runs in the master, several times a second."""
+    if certificate is not None:
+        certificate.refresh()
 
 
 def open_bundles() -> Iterator[None]:
@@ -126,24 +149,26 @@ def open_bundles() -> Iterator[None]:
 
 def on_reload(server: Any) -> None:
     """Take over the settings from the file, for workers to come; runs in the master. Raises StartError."""
-    global settings  # noqa: PLW0603 (gunicorn's hooks share nothing else)
+    global certificate, settings, worker_settings  # noqa: PLW0603 (as above)
     try:
         environment = {"MEARI_STATE_KEY": state_key} | with_settings_file(given) | folders
         fresh = load_settings(environment)
+        num_workers = server.num_workers if fresh.workers == settings.workers else fresh.workers
+        environment["MEARI_WORKERS"] = str(num_workers)
+        complete = load_settings(environment)
     except SettingsError as problems:
         raise StartError(str(problems)) from None
     for name in FIXED:
         if getattr(fresh, name) != getattr(settings, name):
             raise StartError(f"{SETTINGS[name].variable}: only a restart changes it")
     check_reload(fresh)
+    certificate = load_certificate(fresh)
     for name in os.environ.keys() - environment.keys():
         if name.startswith("MEARI_"):
             del os.environ[name]
     os.environ.update(environment)
-    if fresh.workers != settings.workers:
-        server.num_workers = fresh.workers
-    os.environ["MEARI_WORKERS"] = str(server.num_workers)
-    settings = fresh
+    server.num_workers = num_workers
+    settings, worker_settings = fresh, complete
     for name, value in derived(settings).items():
         server.cfg.set(name, value)
     configure_logging(settings.log_level, settings.log_format)
@@ -152,8 +177,9 @@ def on_reload(server: Any) -> None:
 
 
 def pre_fork(server: Any, worker: Any) -> None:
-    """Give a new worker its slot; runs in the master."""
+    """Give a new worker its slot and the certificate; runs in the master."""
     server.prepare(worker)
+    worker.certificate = certificate
 
 
 def post_fork(_server: Any, worker: Any) -> None:

@@ -12,7 +12,7 @@ that ends before it was ready is followed by a pause, which grows from time to t
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from signal import SIG_BLOCK, SIG_UNBLOCK, SIGABRT, SIGINT, SIGQUIT, SIGTERM, pthread_sigmask
 from typing import Any, Final
 
@@ -42,15 +42,17 @@ class HostArbiter(Arbiter):  # type: ignore[misc]
     _is_ending: bool  # so that the end of a worker needs no word
     _slot: int | None  # of the worker that is being started
     _steps: Iterator[None] | None  # what is left to do before workers are started
+    _look: Callable[[], None]
 
     @classmethod
-    def adopt(cls, arbiter: Arbiter, steps: Iterator[None]) -> None:
+    def adopt(cls, arbiter: Arbiter, steps: Iterator[None], look: Callable[[], None]) -> None:
         """Make gunicorn's master one of this class; called before it starts anything.
 
         steps  what to do before workers are forked, in pieces; one worker is there from the first on, to answer probes
+        look   what to do several times a second
         """
         arbiter.__class__ = cls
-        arbiter._steps = steps  # noqa: SLF001 (ours, as all below)
+        arbiter._steps, arbiter._look = steps, look  # noqa: SLF001 (ours, as all below)
         arbiter._generation = arbiter._num_failed = arbiter._last_failed = 0  # noqa: SLF001
         arbiter._next_start, arbiter._slot, arbiter._is_ending = 0.0, None, False  # noqa: SLF001
         BOARD.begin(arbiter.num_workers, is_upgrade=bool(arbiter.master_pid))
@@ -77,6 +79,7 @@ class HostArbiter(Arbiter):  # type: ignore[misc]
 
     def manage_workers(self) -> None:
         """Start the workers that are missing, and end those whose place is taken; called several times a second."""
+        self._look()
         BOARD.expect(self.num_workers)
         if self._steps is not None and self._has_more_to_do(self._steps):
             return

@@ -17,13 +17,16 @@ import socket
 import ssl
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from meari.bundle_format.folders import DEFAULT, Roots, find_bundles, printable
+from meari.bundle_format.reader import read_manifest
+from meari.bundle_format.signatures import PublicKey
 from meari.errors import BundleError, MeariError
 from meari.service.host import metrics_folder, models_folder
-from meari.service.process.tls import load_context
+from meari.service.process.tls import Certificate
 from meari.service.requests.keys import read_keys
 from meari.service.requests.limit_stores import RedisStore
 
@@ -39,6 +42,7 @@ __all__ = [
     "check_reload",
     "check_start",
     "clear_start",
+    "load_certificate",
     "make_runtime_folder",
     "page_address",
     "prepare_runtime_folder",
@@ -116,7 +120,7 @@ def check_start(settings: Settings) -> None:
     """Check what can be checked before there are workers. Raises StartError."""
     _check_folder(settings.bundles)
     _check_keys(settings.keys_file)
-    _check_tls(settings.tls_certificate, settings.tls_key)
+    load_certificate(settings)
     _check_redis(settings.redis_url)
     if not {"GUNICORN_FD", "LISTEN_FDS"} & set(os.environ):  # otherwise the socket is inherited
         check_address(settings.host, settings.port)
@@ -125,7 +129,9 @@ def check_start(settings: Settings) -> None:
 def check_reload(settings: Settings) -> None:
     """Check what can be checked before workers with other settings are started. Raises StartError."""
     _check_folder(settings.bundles)
+    _check_signatures(settings.bundles, settings.signing_keys)
     _check_keys(settings.keys_file)
+    _check_redis(settings.redis_url)
 
 
 def _check_folder(bundles: Roots) -> None:
@@ -137,6 +143,23 @@ def _check_folder(bundles: Roots) -> None:
     if not found.folders:
         failed = "".join(f"\n{name}: {problem}" for name, problem in found.failed.items() if name != DEFAULT)
         raise StartError(f"there is no bundle in {printable(bundles)}{failed}\n{TO_DO}", NOTHING_STATUS)
+
+
+def _check_signatures(bundles: Roots, keys: Sequence[PublicKey]) -> None:
+    """Check that one of the keys has signed some bundle, if there are keys. Raises StartError.
+
+    Without any, no new worker could serve, and the old ones would go on with bundles that nobody has signed.
+    """
+    problems = []
+    for name, folder in find_bundles(bundles).folders.items() if keys else ():
+        try:
+            read_manifest(folder, keys)
+        except BundleError as error:
+            problems.append(f"\n{name}: {error}")
+        else:
+            return
+    if keys:
+        raise StartError(f"MEARI_SIGNING_KEYS: no bundle could be served{''.join(problems)}", NOTHING_STATUS)
 
 
 def _check_keys(path: Path | None) -> None:
@@ -159,15 +182,18 @@ def _check_redis(url: str | None) -> None:
     except ModuleNotFoundError:
         advice = "pip install 'meari[redis]'"
         raise StartError(f"MEARI_REDIS_URL needs a package that is not installed: {advice}", NOTHING_STATUS) from None
-    except ValueError as error:
-        raise StartError(f"MEARI_REDIS_URL: {error}", NOTHING_STATUS) from None
+    except ValueError:  # its words may have a part of the password
+        expected = "redis://USER:PASSWORD@HOST:PORT/DATABASE, with @, : and / of a password as %40, %3A and %2F"
+        raise StartError(f"MEARI_REDIS_URL: got a URL that is not shown, expected {expected}", NOTHING_STATUS) from None
 
 
-def _check_tls(certificate: Path | None, key: Path | None) -> None:
-    """Check that the certificate and its key can be used. Raises StartError."""
+def load_certificate(settings: Settings) -> Certificate | None:
+    """Return the certificate of new connections, None where none is set. Raises StartError."""
+    certificate, key = settings.tls_certificate, settings.tls_key
+    if certificate is None or key is None:
+        return None
     try:
-        if certificate is not None and key is not None:
-            load_context(certificate, key)
+        return Certificate(certificate, key)
     except OSError as error:
         reason = f"{error.strerror or error}" if not isinstance(error, ssl.SSLError) else error.reason or str(error)
         problem = f"MEARI_TLS_CERTIFICATE {certificate}, MEARI_TLS_KEY {key}: {reason}"

@@ -16,6 +16,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -161,12 +162,31 @@ class WaitingRoom:
         return None
 
 
+class RequestThreads(ThreadPoolExecutor):
+    """Threads for requests, one from the first moment on. Where no more can be started, these do all the work.
+
+    A container or its host bounds the number of threads, and memory does.
+    """
+
+    def __init__(self, max_threads: int, name: str) -> None:
+        super().__init__(max_threads, name)
+        self.submit(bool)
+
+    def _adjust_thread_count(self) -> None:
+        try:
+            super()._adjust_thread_count()
+        except RuntimeError:
+            if not self._threads:
+                raise
+
+
 class CollectingWorker(ThreadWorker):  # type: ignore[misc]
     """gunicorn's gthread worker, whose loop collects requests and gives a thread to each whole one.
 
-    room     made when the loop begins; the loop's thread alone calls what uses it
-    service  None until it is loaded
-    _quick   pool of the threads for requests that wait for nothing
+    room         made when the loop begins; the loop's thread alone calls what uses it
+    service      None until it is loaded
+    certificate  of new connections, from the master: the files may be broken now; None where TLS is not spoken
+    _quick       pool of the threads for requests that wait for nothing
     """
 
     alive: bool
@@ -185,7 +205,7 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
     def load_wsgi(self) -> None:
         """Make the application, and note what its settings say about connections."""
         super().load_wsgi()
-        self._quick = type(self.tpool)(NUM_QUICK, "quick")
+        self._quick = RequestThreads(NUM_QUICK, "quick")
         self.service = self.wsgi.extensions.get("meari")
         if self.service is not None:
             settings = self.service.settings
@@ -194,8 +214,10 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
             self._max_body_bytes = settings.max_body_bytes
             self._max_reading = min(MAX_READING, settings.max_requests // 4)  # each holds the place of a request
             self._max_waiting_bytes = settings.max_inflight_bytes // 2
-            if settings.tls_certificate is not None and settings.tls_key is not None:
-                self.certificate = Certificate(settings.tls_certificate, settings.tls_key)
+
+    def get_thread_pool(self) -> RequestThreads:
+        """Make the pool of the threads for all other requests."""
+        return RequestThreads(self.cfg.threads, "requests")
 
     def init_signals(self) -> None:
         """Set the worker's handlers, then take the signals that the master has held back for it."""

@@ -6,6 +6,7 @@ know: what a route does with it.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
@@ -44,7 +45,15 @@ from meari.service.service import Service
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-__all__ = ["CLIENT_GONE", "OPEN_BLUEPRINTS", "Exchange", "asked_path", "current_exchange", "json_response"]
+__all__ = [
+    "CLIENT_GONE",
+    "OPEN_BLUEPRINTS",
+    "Exchange",
+    "asked_path",
+    "current_exchange",
+    "json_response",
+    "reading_body",
+]
 
 STEP_SECONDS: Final = 0.5  # longer than a step, so a cancelled request ends within it
 OPEN_BLUEPRINTS: Final = (
@@ -146,7 +155,7 @@ class Exchange:
     def _pieces(self) -> Iterable[bytes]:
         """Yield the body, accounted for piece by piece: a chunked one announces no length."""
         size, announced_size = 0, self._request.content_length
-        try:
+        with reading_body():
             stream = self._request.stream
             while size != announced_size and (piece := stream.read(PIECE_BYTES)):
                 size += len(piece)
@@ -156,12 +165,6 @@ class Exchange:
             if announced_size is not None and size < announced_size:
                 announced = f"{announced_size} as Content-Length says"
                 raise InvalidRequest(Problem("body", f"{size} bytes", announced))
-        except TimeoutError:
-            raise InvalidRequest(Problem("body", reason=f"not complete after {BODY_SECONDS:g} seconds")) from None
-        except OSError:
-            raise InvalidRequest(Problem("body", reason="it broke off before it was complete")) from None
-        except ParseException as error:
-            raise InvalidRequest(Problem("body", reason=f"its transfer coding is malformed: {error}")) from None
 
     def accept(self, parse: Parse[Request]) -> tuple[Request, LoadedModel]:
         """Admit the request, read and parse its body, and find the model that it is for.
@@ -319,6 +322,19 @@ class Exchange:
         metrics.seconds.labels(self.route, name).observe(seconds)
         if handle is not None:
             metrics.note_request(name, handle.calls, self._model.engine.clock() - seconds)
+
+
+@contextlib.contextmanager
+def reading_body() -> Iterator[None]:
+    """Tell why a body cannot be read. Raises InvalidRequest."""
+    try:
+        yield
+    except TimeoutError:
+        raise InvalidRequest(Problem("body", reason=f"not complete after {BODY_SECONDS:g} seconds")) from None
+    except OSError:
+        raise InvalidRequest(Problem("body", reason="it broke off before it was complete")) from None
+    except ParseException as error:
+        raise InvalidRequest(Problem("body", reason=f"its transfer coding is malformed: {error}")) from None
 
 
 def cut(texts: Iterable[str], max_chars: int) -> tuple[str, ...]:

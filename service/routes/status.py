@@ -27,7 +27,7 @@ from meari.runtime.model import LoadedModel
 from meari.service.error_body import error_body
 from meari.service.metrics import CONTENT_TYPE
 from meari.service.openai.bodies import ModelCard, ModelList
-from meari.service.routes.exchange import current_exchange, json_response
+from meari.service.routes.exchange import current_exchange, json_response, reading_body
 from meari.service.service import Service
 from meari.service.wishes import Wishes, WorkerReport
 
@@ -121,7 +121,9 @@ def models_blueprint(service: Service) -> Blueprint:
 def _change(service: Service, name: str, wish: Callable[[Wishes], Wishes], status: str) -> Response:
     """Let all workers of the host load or unload a model, and wait for them; 202 where some need longer."""
     _check_admin(service, name)
-    if (body := request.stream.read(MAX_EMPTY_BYTES).strip()) not in (b"", b"{}"):
+    with reading_body():
+        body = request.stream.read(MAX_EMPTY_BYTES).strip()
+    if body not in (b"", b"{}"):
         raise InvalidRequest(Problem("body", f"{len(body)} bytes or more", "none: the path says everything"))
     if service.drain.has_begun:
         raise NotReady("the service is shutting down")
@@ -139,7 +141,7 @@ def _change(service: Service, name: str, wish: Callable[[Wishes], Wishes], statu
         "hash": next((report.models[name] for report in done if name in report.models), None),
         "workers": {"done": [report.pid for report in done], "waiting": waiting},
     }
-    return json_response(body_of, 202 if waiting else 200)
+    return json_response(body_of, 200 if done and not waiting else 202)
 
 
 def _check_admin(service: Service, name: str) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from meari.bundle_format.reader import read_manifest
+from meari.bundle_format.signatures import make_private_key, sign_manifest
 from tests.drills.processes import held_by, workers_of
 from tests.patience import PATIENCE, until
 from tests.runtime.tiny_bundle import write_tiny_bundle
@@ -111,3 +113,28 @@ def test_reload_shares_what_was_opened_at_the_start(server: Server) -> None:
     assert scored(server, "staying") == before
     after = [held_by(pid).private_mb for pid in workers_of(server.process.pid)]
     assert max(after) < max(held) + 8
+
+
+def test_opened_bundle_that_nobody_signed_is_refused_from_the_reload_on(folder: Path, tmp_path: Path) -> None:
+    key = make_private_key(tmp_path / "key.pem")
+    sign_manifest(folder / "staying", read_manifest(folder / "staying")[1], tmp_path / "key.pem")
+    settings = tmp_path / "settings"
+    settings.write_text("", "utf-8")
+    with running_server(tmp_path, bundles=folder, settings_file=settings, workers=2) as server:
+        staying, old = scored(server, "staying"), set(workers_of(server.process.pid))
+        assert scored(server, "changing")
+        settings.write_text(f"MEARI_SIGNING_KEYS={key.text}\n", "utf-8")
+        server.process.send_signal(signal.SIGHUP)
+        until(lambda: old.isdisjoint(workers_of(server.process.pid)) and is_complete(server))
+        for act in (lambda: None, lambda: kill_workers(server)):
+            act()
+            ready = server.client.get("/readyz").json()
+            assert ready["models"] == ["staying"]
+            assert "signature.json" in ready["failed"]["changing"]
+            assert scored(server, "staying") == staying
+        (folder / "staying" / "signature.json").unlink()
+        before = workers_of(server.process.pid)
+        server.process.send_signal(signal.SIGHUP)
+        until(lambda: "MEARI_SIGNING_KEYS: no bundle could be served" in server.log)
+        assert workers_of(server.process.pid) == before
+        assert scored(server, "staying") == staying, "as it was when they opened it"

@@ -31,13 +31,13 @@ ROOT = Path(__file__).resolve().parents[2]
 # Names read, set, called or overridden in service/process/ and service/routes/exchange.py.
 ATTRIBUTES: dict[type, str] = {
     ThreadWorker: """
-        accept age alive cfg check_config enqueue_req finish_request handle handle_error handle_exit handle_request
-        init_process load_wsgi log method_queue nr_conns poller run set_accept_enabled sockets
+        accept age alive cfg check_config enqueue_req finish_request get_thread_pool handle handle_error handle_exit
+        handle_request init_process load_wsgi log method_queue nr_conns poller run set_accept_enabled sockets
         wait_for_and_dispatch_events worker_connections wsgi
     """,
     PollableMethodQueue: "defer",
     Request: "_expected_100_continue body read_into read_line uri",
-    RequestParser: "mesg_class unreader",
+    RequestParser: "mesg mesg_class unreader",
     SocketUnreader: "buf chunk sock take_buffered",
     Body: "read reader",
     LengthReader: "length",

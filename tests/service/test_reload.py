@@ -19,6 +19,7 @@ from meari.service.app import create_app
 from meari.service.settings import Settings
 from tests.patience import PATIENCE, until
 from tests.runtime.tiny_bundle import write_tiny_bundle
+from tests.service.log.test_odd_clients import error_of, received
 from tests.service.running import Server, running_server
 
 NAMES = ("alpha", "beta", "letters")
@@ -167,6 +168,14 @@ def test_others_and_other_names_are_refused(
     assert refused.status_code == status
     assert message in refused.json()["error"]["message"]
     assert host.client.get("/models/alpha").status_code == 200
+
+
+def test_malformed_body_of_an_admin_is_a_mistake_of_the_client(host: Server) -> None:
+    head = f"POST /models/alpha/load HTTP/1.1\r\nHost: x\r\nAuthorization: {host.client.headers['Authorization']}\r\n"
+    with host.connect() as connection:
+        connection.sendall(f"{head}Connection: close\r\nTransfer-Encoding: chunked\r\n\r\nno size\r\n".encode())
+        status, error, _ = error_of(received(connection))
+    assert (status, error["code"]) == (400, "invalid_request")
 
 
 def test_nobody_changes_models_where_no_key_is_set(folder: Path) -> None:

@@ -19,6 +19,8 @@ from typing import Any
 import httpx
 import pytest
 
+from meari.bundle_format.reader import read_manifest
+from meari.bundle_format.signatures import make_private_key, sign_manifest
 from meari.service.process.start import MEMORY
 from tests.drills.processes import workers_of
 from tests.patience import PATIENCE, until
@@ -120,6 +122,11 @@ def replaced(server: Server, act: Callable[[], object]) -> None:
     until(lambda: not before.intersection(workers_of(server.process.pid)) and all_ready(server))
 
 
+def kill_all(server: Server) -> None:
+    for pid in workers_of(server.process.pid):
+        os.kill(pid, signal.SIGKILL)
+
+
 def test_killed_worker_is_replaced_while_the_other_serves_everything(server: Server) -> None:
     first, second = workers_of(server.process.pid)
     os.kill(first, signal.SIGSTOP)  # so that its connections are not those of the clients below
@@ -202,6 +209,27 @@ def test_bundle_that_breaks_keeps_a_new_worker_away_while_another_serves_it(serv
         (folder / ".words").rename(folder / "words")
         until(lambda: all_ready(server))
     assert not failures
+
+
+def test_new_worker_has_the_settings_of_the_others_whatever_their_files_say_now(folder: Path, tmp_path: Path) -> None:
+    """The default model is gone, the file of signing keys is another one, then gone."""
+    make_private_key(tmp_path / "key.pem")
+    bundles = tmp_path / "bundles"
+    shutil.copytree(folder, bundles)
+    for each in bundles.iterdir():
+        sign_manifest(each, read_manifest(each)[1], tmp_path / "key.pem")
+    public = tmp_path / "key.pem.pub"
+    with running_server(tmp_path, bundles=bundles, default_model="letters", signing_keys=public, workers=2) as server:
+        make_private_key(tmp_path / "other.pem")
+        (tmp_path / "other.pem.pub").replace(public)
+        (bundles / "letters").rename(bundles / ".letters")
+        until(lambda: server.client.get("/readyz").json()["models"] == ["words"])
+        replaced(server, lambda: kill_all(server))
+        assert server.post("/generate", model="words", max_tokens=1).status_code == 200
+        public.unlink()
+        replaced(server, lambda: kill_all(server))
+        assert server.post("/generate", model="words", max_tokens=1).status_code == 200
+        assert server.client.get("/readyz").json()["failed"] == {}
 
 
 def test_counts_of_ended_workers_are_kept_in_one_file_each(server: Server) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -16,6 +18,7 @@ from typing import Any
 import pytest
 
 from meari.service.process.tls import expiry_of
+from tests.drills.processes import workers_of
 from tests.patience import PATIENCE, until
 from tests.service.log.test_odd_clients import complaints, received, reset
 from tests.service.metrics.exposition import Exposition
@@ -201,6 +204,22 @@ def test_expiry_of_certificates_is_that_of_the_first_to_expire(tmp_path: Path) -
     assert expiry_of(whole[:60] + "\n-----END CERTIFICATE-----") is None
 
 
+def subject(server: Server, authority: Path) -> str:
+    """Return the name in the certificate that a new connection gets."""
+    with secure(server, authority) as connection:
+        connection.sendall(HEALTH)
+        assert received(connection).startswith(b"HTTP/1.1 200 OK")
+        found: Any = connection.getpeercert()
+    return str(found["subject"][0][0][1])
+
+
+def asked(server: Server, authority: Path, request: bytes) -> bytes:
+    """Return the answer to a request on a new connection."""
+    with secure(server, authority) as connection:
+        connection.sendall(request)
+        return received(connection)
+
+
 def test_new_certificate_is_taken_over_without_a_restart(letters: Path, tmp_path: Path) -> None:
     used = tmp_path / "used"
     files = make_certificate(used, "first")
@@ -208,13 +227,6 @@ def test_new_certificate_is_taken_over_without_a_restart(letters: Path, tmp_path
     settings: dict[str, Any] = {"tls_certificate": files[0], "tls_key": files[1]}
     authority = tmp_path / "authority.pem"
     authority.write_bytes(b"".join(path.read_bytes() for path, _ in [files, *others]))
-
-    def subject(running: Server) -> str:
-        with secure(running, authority) as connection:
-            connection.sendall(HEALTH)
-            assert received(connection).startswith(b"HTTP/1.1 200 OK")
-            found: Any = connection.getpeercert()
-        return str(found["subject"][0][0][1])
 
     def expiry(running: Server) -> float:
         found = Exposition(running.client.get("/metrics").text).families
@@ -224,22 +236,49 @@ def test_new_certificate_is_taken_over_without_a_restart(letters: Path, tmp_path
         running_server(tmp_path, bundles=letters, authority=authority, **settings) as server,
         secure(server, authority) as old,
     ):
-        assert subject(server) == "first"
+        assert subject(server, authority) == "first"
         until(lambda: expiry(server) == end_of(files[0]))
         for source, target in zip(others[0], files, strict=True):
             shutil.copy(source, tmp_path / "new")
             (tmp_path / "new").replace(target)
-        until(lambda: subject(server) == "second")
+        until(lambda: subject(server, authority) == "second")
         until(lambda: expiry(server) == end_of(others[0][0]))
         files[0].write_text("broken", "utf-8")
         until(lambda: "the old ones stay" in server.log)
-        assert subject(server) == "second"
+        assert subject(server, authority) == "second"
         assert expiry(server) == end_of(others[0][0]), "of the certificate that is used"
         shutil.copy(others[1][1], files[1])
         shutil.copy(others[1][0], files[0])
-        until(lambda: subject(server) == "third")
+        until(lambda: subject(server, authority) == "third")
         old.sendall(HEALTH)
         assert received(old).startswith(b"HTTP/1.1 200 OK")
+    assert "Traceback" not in server.log
+
+
+def test_worker_that_takes_another_ones_place_has_the_certificate_that_the_others_have(
+    letters: Path, tmp_path: Path
+) -> None:
+    files = make_certificate(tmp_path / "used", "first")
+    second = make_certificate(tmp_path / "second", "second")
+    authority = tmp_path / "authority.pem"
+    authority.write_bytes(files[0].read_bytes() + second[0].read_bytes())
+    settings: dict[str, Any] = {"tls_certificate": files[0], "tls_key": files[1], "workers": 2}
+    with running_server(tmp_path, bundles=letters, authority=authority, **settings) as server:
+        for source, target in zip(second, files, strict=True):
+            shutil.copy(source, target)
+        until(lambda: subject(server, authority) == "second")
+        until(lambda: server.log.count("new connections get the certificate") >= 3)  # both workers, and the master
+        files[1].write_text("broken", "utf-8")
+        killed = set(workers_of(server.process.pid))
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: len(set(workers_of(server.process.pid)) - killed) == 2)
+        until(lambda: b'"ready":2,' in asked(server, authority, HEALTH.replace(b"healthz", b"readyz")))
+        assert {subject(server, authority) for _ in range(8)} == {"second"}
+        before = workers_of(server.process.pid)
+        server.process.send_signal(signal.SIGHUP)
+        until(lambda: "nothing was reloaded: MEARI_TLS_CERTIFICATE" in server.log)
+        assert workers_of(server.process.pid) == before
     assert "Traceback" not in server.log
 
 

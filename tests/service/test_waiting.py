@@ -9,6 +9,8 @@ import os
 import select
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -22,7 +24,7 @@ from meari.service.process.waiting import MAX_READING, NUM_QUICK
 from tests.drills.processes import held_by, workers_of
 from tests.patience import PATIENCE, until
 from tests.service.log.test_odd_clients import error_of, received
-from tests.service.running import Server, running_server
+from tests.service.running import ROOT, Server, running_server
 from tests.service.test_server import raw_post, refused_by
 
 ASK = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -195,3 +197,24 @@ def test_requests_that_come_slowly_hold_a_part_of_the_memory_at_most(letters: Pa
                 client.sendall(b"]")
         statuses = {error_of(client.recv(65536))[0] for client in kept}
         assert 400 in statuses <= {400, 429}
+
+
+# More threads than there is memory for; 64 MB hold the stacks of seven.
+FEW_THREADS = """
+import resource, threading
+from meari.service.process.waiting import RequestThreads
+
+threading.stack_size(8 << 20)
+pool, gate = RequestThreads(64, "few"), threading.Event()
+pages = int(open("/proc/self/statm").read().split()[0])
+room = pages * resource.getpagesize() + (64 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (room, room))
+results = [pool.submit(lambda number=number: gate.wait() and number) for number in range(64)]
+assert 1 < threading.active_count() < 16, threading.active_count()
+gate.set()
+assert [result.result() for result in results] == list(range(64))
+"""
+
+
+def test_requests_are_answered_by_the_threads_that_there_are_where_no_more_can_be_started() -> None:
+    subprocess.run([sys.executable, "-c", FEW_THREADS], check=True, cwd=ROOT, timeout=PATIENCE)

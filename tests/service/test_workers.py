@@ -128,6 +128,13 @@ def test_worker_without_a_bundle_that_another_serves_is_not_ready_until_nobody_d
     assert new.state is READY
 
 
+def test_worker_does_not_wait_for_a_bundle_whose_signature_only_older_settings_took() -> None:
+    old, new = places(LOADING, LOADING)
+    old.report(Report(("letters", "words"), {}, ""))
+    new.report(Report(("letters",), {"words": "signature.json: missing"}, "", ("0123456789abcdef",)))
+    assert (old.state, new.state) == (READY, READY)
+
+
 def test_long_reasons_are_cut_before_names_are_lost() -> None:
     [place] = places(LOADING)
     place.report(Report(("letters",), {f"bundle-{i}": "x" * 9000 for i in range(20)}, ""))
