@@ -175,18 +175,18 @@ def may_open_files() -> bool:
 def _signature(folder: Path) -> Signature:
     """Return what tells one state of a folder's files from another, without reading them."""
     try:
-        names = sorted(path.name for path in folder.iterdir())
+        with os.scandir(folder) as entries:  # several times as fast as paths, four times a second
+            return tuple(_file_signature(entry) for entry in sorted(entries, key=lambda entry: entry.name))
     except OSError as error:
         return ((error.errno,),)
-    return tuple(_file_signature(folder / name) for name in names)
 
 
-def _file_signature(path: Path) -> tuple[object, ...]:
+def _file_signature(entry: os.DirEntry[str]) -> tuple[object, ...]:
     try:
-        found = path.stat()
+        found = entry.stat()
     except OSError as error:
-        return (path.name, error.errno)
-    return (path.name, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        return (entry.name, error.errno)
+    return (entry.name, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 def _is_whole(folder: Path, signing_keys: SigningKeys) -> bool:

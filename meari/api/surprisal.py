@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
+from meari.api.arguments import shown_value
 from meari.errors import InvalidRequest, Problem
 from meari.runtime.engine.calls import GRID
 from meari.runtime.scores import LN_OF, Scored
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["By", "Surprisal", "SurprisalRow", "checked_by", "surprisal_of"]
 
 By = Literal["token", "word", "unicode", "char"]
-MAX_SHOWN: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +147,7 @@ def checked_by(by: object) -> By:
         for kind in _MAKERS:
             if by == kind:
                 return kind
-    shown = f"{by!r}"
-    shown = shown if len(shown) <= MAX_SHOWN else shown[:MAX_SHOWN] + "…"
-    raise InvalidRequest(Problem("by", shown, '"token", "word", "unicode" or "char"'))
+    raise InvalidRequest(Problem("by", shown_value(by), '"token", "word", "unicode" or "char"'))
 
 
 def surprisal_of(text: str, by: By, log_base: LogBase) -> Callable[[Scored], Surprisal]:

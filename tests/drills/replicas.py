@@ -25,7 +25,7 @@ import httpx
 
 from tests.container.conftest import LIMITS
 from tests.container.docker import Docker
-from tests.drills.processes import cpu_seconds, workers_of
+from tests.drills.processes import exact_cpu_seconds, workers_of
 from tests.patience import until
 from tests.service.running import ROOT, clean_environment, free_port
 
@@ -64,6 +64,11 @@ class Replica(Protocol):
     def check(self) -> None: ...
 
 
+def service_cpu_seconds(master: int) -> float:
+    """Return the CPU time of a service's threads so far, to the microsecond."""
+    return sum(map(exact_cpu_seconds, [master, *workers_of(master)]))
+
+
 class Process:
     """A replica as `meari serve` on a port of its own."""
 
@@ -92,7 +97,7 @@ class Process:
     def cpu_seconds(self) -> float:
         """Return the CPU time of master and workers."""
         assert self._process is not None
-        return sum(map(cpu_seconds, [self._process.pid, *workers_of(self._process.pid)]))
+        return service_cpu_seconds(self._process.pid)
 
     def check(self) -> None:
         """Raise AssertionError with its log if it has ended by itself."""
@@ -122,10 +127,12 @@ class Container:
         bundles = f"--volume={settings['bundles']}:/bundles:ro"
         self._run = ["run", "--detach", *LIMITS, f"--network={network}", f"--ip={host}", bundles, *variables, image]
         self._name = ""
+        self._master = 0  # its process
 
     def start(self) -> None:
         """Start it; it is not ready yet."""
         self._name = self._docker.run(*self._run)
+        self._master = self._docker.inspect(self._name)["State"]["Pid"]
 
     def stop(self) -> None:
         """Let it finish its requests and end, as `docker stop` does, and remove it."""
@@ -141,10 +148,8 @@ class Container:
             self._remove()
 
     def cpu_seconds(self) -> float:
-        """Return the CPU time of its control group."""
-        script = "cat /sys/fs/cgroup/cpuacct/cpuacct.usage 2>/dev/null || cat /sys/fs/cgroup/cpu.stat"
-        text = self._docker.run("exec", self._name, "sh", "-c", script)
-        return int(text) / 1e9 if text.isdecimal() else int(text.split()[1]) / 1e6
+        """Return the CPU time of master and workers, without that of the engine's health checks beside them."""
+        return service_cpu_seconds(self._master)
 
     def check(self) -> None:
         """Raise AssertionError with its log if it has ended by itself."""
@@ -214,7 +219,7 @@ class Proxy:
 
     def cpu_seconds(self) -> float:
         """Return the CPU time of HAProxy."""
-        return cpu_seconds(self._process.pid)
+        return exact_cpu_seconds(self._process.pid)
 
 
 @dataclass
