@@ -29,11 +29,15 @@ function describe({ corpus, family, precision, sizes, graphs, figures, created }
   const parts = [
     corpus.name && t(corpus.licence ? "card.corpus" : "card.corpus.only", corpus),
     heldOut(figures),
-    t("card.size", { family: family.toUpperCase(), millions: fixed(sizes.parameters / 1e6, 1), megabytes: fixed(bytes / 1e6, 1), precision }),
+    t("card.size", { family: family.toUpperCase(), parameters: parametersOf(sizes), megabytes: fixed(bytes / 1e6, 1), precision }),
     created && t("card.date", { date: written(created) }),
   ];
   return parts.filter(Boolean).join(" · ");
 }
+
+/** From a million on in millions: a small model has no "0.0 M". */
+const parametersOf = ({ parameters }) =>
+  parameters < 1e6 ? t("card.parameters.few", { parameters: number(parameters) }) : t("card.parameters", { millions: fixed(parameters / 1e6, 1) });
 
 /** The figure of the text that was held out, or null. */
 export function heldOut(figures) {
@@ -43,4 +47,4 @@ export function heldOut(figures) {
 }
 
 /** A model's family and size, for where there is little room. */
-export const brief = ({ family, sizes, figures }) => [family.toUpperCase(), t("card.parameters", { millions: number(sizes.parameters / 1e6, 1) }), heldOut(figures)].filter(Boolean).join(" · ");
+export const brief = ({ family, sizes, figures }) => [family.toUpperCase(), parametersOf(sizes), heldOut(figures)].filter(Boolean).join(" · ");

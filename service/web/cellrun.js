@@ -2,7 +2,7 @@
 // The numbers, gates included, are those of POST /states and POST /score.
 
 import { post } from "./api.js";
-import { exampleOf } from "./examples.js";
+import { exampleOf, lineOf } from "./examples.js";
 import { fixed, onLanguage, percent, t } from "./i18n.js";
 import { byId, make, Task } from "./page.js";
 import { visible } from "./tokens.js";
@@ -64,9 +64,13 @@ class CellRun {
   /** Ask once the pane is seen, and when something else is to be read. */
   read() {
     this.isDue = false;
-    if (this.text.value === "") this.text.value = exampleOf(this.model, "compare").split("\n").at(-2) ?? exampleOf(this.model, "compare") ?? "";
-    const [model, text] = [this.model.name, this.text.value];
+    const example = exampleOf(this.model, "compare");
+    if (this.text.value === "") this.text.value = example.split("\n").at(-2) ?? example;
+    const model = this.model.name;
     this.task.run(async (signal) => {
+      const text = this.text.value || (await lineOf(this.model));
+      signal.throwIfAborted();
+      this.text.value = text;
       const [states, scores] = await Promise.all([
         post("states", { model, text, units: UNITS, gates: true }, signal),
         post("score", { model, text, tokens: true, top: NUM_NEXT, add_end: true }, signal),
@@ -92,7 +96,7 @@ class CellRun {
     const { states, tokens } = this.answer;
     const num = states.tokens.length;
     [this.back.disabled, this.next.disabled] = [this.at === 0, this.at >= num - 1];
-    if (num === 0) return;
+    if (num === 0 || firstLayer(states).length === 0) return;
     this.token.textContent = t("run.token", { place: this.at + 1, num, token: visible(states.tokens[this.at]) });
     this.table.replaceChildren(...this.rows(states));
     const next = tokens[this.at + 1]?.top ?? [];

@@ -5,15 +5,16 @@ import { brief } from "./cards.js";
 import { bitsOf, withShownText } from "./draft.js";
 import { drawChart } from "./chart.js";
 import { echoOf, halfLife, sharesOf } from "./echo.js";
-import { exampleOf } from "./examples.js";
+import { suggest } from "./examples.js";
 import { arranged, columnAt, drawHeatMap } from "./heatmap.js";
 import { fixed, number, onLanguage, t } from "./i18n.js";
-import { byId, isFilled, make, Task } from "./page.js";
+import { byId, isFilled, limitTokens, make, Task } from "./page.js";
 import { keepField, keptValue } from "./store.js";
 import { drawLegend, shaded, visible } from "./tokens.js";
 
 const FAMILIES = ["rnn", "gru", "lstm", "esn"];
 const MAX_STATES = 256; // tokens that /states takes
+const MAX_WRITTEN = 1000; // tokens of a continuation
 const UNITS = 64;
 
 let models = [];
@@ -40,6 +41,7 @@ export function startCompare() {
   });
   byId("compare-echo").addEventListener("click", () => task.run((signal) => showEchoes(signal)));
   byId("compare-back").addEventListener("click", () => showStates());
+  document.addEventListener("meari-pane", ({ detail }) => detail === "compare" && suggestPrompt());
   const repaint = () => runs.forEach(paint);
   byId("theme").addEventListener("change", repaint);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
@@ -53,6 +55,7 @@ const chosenModels = () => [...document.querySelectorAll("#compare-models input:
 
 /** Choose from the start the models of one corpus and tokenizer that are of the most families. */
 export function offerCompareModels(found) {
+  limitTokens(byId("compare-max_tokens"), Math.min(MAX_WRITTEN, ...found.map(({ limits }) => limits.max_tokens)));
   models = [...found].sort((one, other) => FAMILIES.indexOf(one.family) - FAMILIES.indexOf(other.family));
   const groups = Map.groupBy ? Map.groupBy(models, kinOf) : groupBy(models, kinOf);
   const largest = [...groups.values()].reduce((best, group) => (familiesOf(group) > familiesOf(best) ? group : best), []);
@@ -60,7 +63,7 @@ export function offerCompareModels(found) {
   const isChosen = (model) => (models.some(({ name }) => kept.includes(name)) ? kept.includes(model.name) : largest.includes(model));
   byId("compare-models").replaceChildren(
     ...models.map((model) =>
-      make("label", { className: "check" }, make("input", { type: "checkbox", value: model.name, checked: isChosen(model) }), model.name, make("small", { textContent: brief(model) })),
+      make("label", { className: "check" }, make("input", { type: "checkbox", value: model.name, checked: isChosen(model) }), make("span", { textContent: model.name }), make("small", { textContent: brief(model) })),
     ),
   );
   suggestPrompt();
@@ -77,8 +80,7 @@ function groupBy(list, key) {
 
 function suggestPrompt() {
   const first = document.querySelector("#compare-models input:checked")?.value;
-  const model = models.find(({ name }) => name === first);
-  if (model !== undefined && !byId("compare-prompt").dataset.isOwn) byId("compare-prompt").value = exampleOf(model, "compare");
+  suggest(byId("compare-prompt"), models.find(({ name }) => name === first), "compare");
 }
 
 async function runAll(names, signal) {
@@ -281,7 +283,7 @@ function picture(run) {
 /** Under the heat map: the number of the first and the last token, and where the prompt is at its end. */
 function axisOf({ columns, seam }) {
   const axis = make("div", { className: "axis-x" }, make("span", { textContent: t("compare.axis.token", { number: 1 }) }));
-  if (seam < columns.length) {
+  if (seam > 0 && seam < columns.length) {
     const end = make("span", { className: "axis-seam", textContent: t("compare.axis.prompt", { number: seam }) });
     end.style.setProperty("--at", `${(100 * seam) / columns.length}%`);
     axis.append(end);

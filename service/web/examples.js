@@ -1,4 +1,7 @@
-// What the panes begin with: by the corpus that a model was trained on, in that corpus's language.
+// What the panes begin with: by the corpus that a model was trained on, in that corpus's language; for any other model a
+// line that it writes itself.
+
+import { post } from "./api.js";
 
 const EXAMPLES = {
   nsmc: {
@@ -29,6 +32,28 @@ const EXAMPLES = {
 
 /** The text that a pane begins with, or the seed of the first text; empty where the corpus is another one. */
 export const exampleOf = (model, pane) => EXAMPLES[model.corpus.name]?.[pane] ?? "";
+
+const LINE = { prompt: "", max_tokens: 40, temperature: 0.8, seed: 7 };
+const lines = new Map(); // of models without a prepared text: name → promise of a line
+
+/** The first line that a model writes, or "" if the service does not answer now. */
+export function lineOf({ name, limits }) {
+  if (!lines.has(name)) {
+    const asked = post("generate", { ...LINE, model: name, max_tokens: Math.min(LINE.max_tokens, limits.max_tokens) });
+    lines.set(name, asked.then(({ choices }) => choices[0].text.split("\n").find((line) => line.trim())?.trim() ?? ""));
+  }
+  return lines.get(name).catch(() => (lines.delete(name), ""));
+}
+
+/** Fill a field that nobody has changed with the text that its pane begins with; a model writes its own once it is seen. */
+export async function suggest(field, model, pane) {
+  if (model === undefined || field.dataset.isOwn) return;
+  field.value = exampleOf(model, pane);
+  field.dataset.of = model.name;
+  if (field.value !== "" || field.closest("section").hidden) return;
+  const line = await lineOf(model);
+  if (field.value === "" && field.dataset.of === model.name && !field.dataset.isOwn) field.value = line;
+}
 
 /** The model to begin with: the service's default, unless that is known to be of another language than the page. */
 export function firstModel(models, name, language) {

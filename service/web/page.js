@@ -64,6 +64,12 @@ function clearPoints(form) {
   for (const field of form.querySelectorAll("[aria-invalid]")) ["aria-invalid", "aria-describedby"].forEach((name) => field.removeAttribute(name));
 }
 
+/** Let a field hold at most as many tokens as the service takes; what nobody has entered is within it from the start. */
+export function limitTokens(field, most) {
+  field.max = most;
+  if (!field.dataset.isOwn && field.valueAsNumber > most) field.value = most;
+}
+
 /** One piece of work at a time: what is begun anew stops what is under way. */
 export class Task {
   /** place: where errors are shown, null: nowhere. onBusy(isBusy). form: whose fields are called PANE-NAME, so that an error can point at one. */

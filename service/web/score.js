@@ -3,7 +3,7 @@
 import { post } from "./api.js";
 import { align } from "./align.js";
 import { csvOf, download } from "./csv.js";
-import { exampleOf } from "./examples.js";
+import { suggest } from "./examples.js";
 import { fixed, onLanguage, t } from "./i18n.js";
 import { byId, make, Task } from "./page.js";
 import { keepField } from "./store.js";
@@ -50,6 +50,7 @@ export function startScore() {
     keepField("score-end", null);
     suggestEnd();
   });
+  document.addEventListener("meari-pane", ({ detail }) => detail === "score" && suggestTexts());
   onLanguage(() => {
     drawLegend(byId("score-legend"), byId("score-shade").value);
     if (scored !== null) draw();
@@ -62,10 +63,7 @@ export function offerScoreModels(found) {
   suggestEnd();
 }
 
-function suggestTexts() {
-  const model = models.find((each) => each.name === byId("score-model").value);
-  if (model !== undefined && !byId("score-texts").dataset.isOwn) byId("score-texts").value = exampleOf(model, "score");
-}
+const suggestTexts = () => suggest(byId("score-texts"), models.find((each) => each.name === byId("score-model").value), "score");
 
 /** Whether the end counts: as the model's training text had ends or not, until somebody says something else. */
 function suggestEnd() {
@@ -122,6 +120,7 @@ function draw() {
   const sentences = ranked();
   byId("score-out").hidden = false;
   byId("score-none").hidden = sentences.length > 0;
+  byId("score-some").hidden = sentences.length === 0;
   byId("score-list").replaceChildren(...sentences.map(sentenceItem));
   byId("score-pair").hidden = sentences.length < 2;
   for (const [id, place] of [["score-left", 0], ["score-right", 1]]) {

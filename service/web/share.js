@@ -14,11 +14,12 @@ export function startShare(recipeOf) {
   }
 }
 
-/** Only a link holds chosen alternatives: they are several requests. */
-export function showShare(recipe) {
-  for (const kind of ["curl", "python"]) byId(`write-copy-${kind}`).disabled = recipe.picks.length > 0;
+/** Only a link holds what takes several requests: chosen alternatives, and more tokens than one request may have. */
+export function showShare(recipe, maxTokens) {
+  const why = recipe.picks.length > 0 ? "picks" : recipe.tokens > maxTokens ? "long" : null;
+  for (const kind of ["curl", "python"]) byId(`write-copy-${kind}`).disabled = why !== null;
   byId("write-copied").hidden = true;
-  byId("write-copy-note").textContent = recipe.picks.length > 0 ? t("copy.picks") : "";
+  byId("write-copy-note").textContent = why === null ? "" : t(`copy.${why}`);
 }
 
 async function copy(text) {

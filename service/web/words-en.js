@@ -35,6 +35,7 @@ export const en = {
   "copy.done": "Copied.",
   "copy.yourself": "Copy it from here.",
   "copy.picks": "Chosen alternatives are several requests: only a link holds them.",
+  "copy.long": "The text is longer than one request may write here: only a link holds it.",
   "link.damaged": "This link is damaged: a part of it is missing or was changed. Ask for it again.",
   "link.model": "The text of this link was written by the model {model}, which this server does not have.",
   "link.bundle": "This link was made with another version of {model}: the text may be another one.",
@@ -43,8 +44,9 @@ export const en = {
   "card.corpus.only": "Trained on {name}",
   "card.test": "{bits} bits/char on test text",
   "card.validation": "{bits} bits/char on validation text",
-  "card.size": "{family}, {millions} M parameters, {megabytes} MB ({precision})",
+  "card.size": "{family}, {parameters}, {megabytes} MB ({precision})",
   "card.parameters": "{millions} M parameters",
+  "card.parameters.few": "{parameters} parameters",
   "card.date": "bundle of {date}",
 
   "legend.label": "Shades of surprisal, in bits",

@@ -35,6 +35,7 @@ export const ko = {
   "copy.done": "복사했습니다.",
   "copy.yourself": "여기서 직접 복사해 주세요.",
   "copy.picks": "다른 후보를 고른 글은 요청이 여럿이라 링크로만 옮길 수 있습니다.",
+  "copy.long": "요청 하나로 쓸 수 있는 길이보다 길어서 링크로만 옮길 수 있습니다.",
   "link.damaged": "링크가 온전하지 않습니다. 일부가 빠졌거나 바뀌었으니 다시 받아 주세요.",
   "link.model": "이 링크의 글을 쓴 모델 {model}이(가) 이 서버에 없습니다.",
   "link.bundle": "이 링크는 {model}의 다른 판으로 만들었습니다. 글이 다를 수 있습니다.",
@@ -43,8 +44,9 @@ export const ko = {
   "card.corpus.only": "학습한 글: {name}",
   "card.test": "테스트 글에서 글자당 {bits}비트",
   "card.validation": "검증 글에서 글자당 {bits}비트",
-  "card.size": "{family}, 매개변수 {millions}M개, {megabytes}MB ({precision})",
+  "card.size": "{family}, {parameters}, {megabytes}MB ({precision})",
   "card.parameters": "매개변수 {millions}M개",
+  "card.parameters.few": "매개변수 {parameters}개",
   "card.date": "번들 날짜 {date}",
 
   "legend.label": "놀라움을 나타내는 색, 단위는 비트",

@@ -5,7 +5,7 @@ import { bitsOf, Draft, isEnd } from "./draft.js";
 import { exampleOf } from "./examples.js";
 import { fixed, onLanguage, percent, t } from "./i18n.js";
 import { readLink } from "./link.js";
-import { byId, isFilled, make, Task } from "./page.js";
+import { byId, isFilled, limitTokens, make, Task } from "./page.js";
 import { openLink, showShare, startShare } from "./share.js";
 import { keepField } from "./store.js";
 import { TokenList, drawLegend, spoken, visible } from "./tokens.js";
@@ -56,7 +56,7 @@ export function startWrite() {
       const model = byId("write-model").value;
       const [prompt, seed] = ["write", "seed"].map((name) => exampleOf(modelNamed(model), name));
       const next = new Draft(model, prompt, { temperature: 0.8, seed: seed || EXAMPLE.seed });
-      await next.more(EXAMPLE.tokens, signal);
+      await next.more(Math.min(EXAMPLE.tokens, modelNamed(model).limits.max_tokens), signal);
       if (signal.aborted) return;
       next.onChange = frames(redraw);
       adopt(next, redraw);
@@ -95,8 +95,12 @@ export function startWrite() {
   startShare(recipeOf);
   openRecipe = (recipe) => {
     example.stop();
-    const fields = { model: recipe.model, prompt: recipe.prompt, seed: recipe.seed, max_tokens: recipe.tokens, ...recipe.sampling };
-    for (const name of ["model", "prompt", "max_tokens", ...SAMPLING]) byId(`write-${name}`).value = fields[name] ?? "";
+    const most = modelNamed(recipe.model).limits.max_tokens;
+    const fields = { model: recipe.model, prompt: recipe.prompt, seed: recipe.seed, max_tokens: Math.min(most, recipe.tokens), ...recipe.sampling };
+    for (const name of ["model", "prompt", "max_tokens", ...SAMPLING]) {
+      byId(`write-${name}`).value = fields[name] ?? "";
+      keepField(`write-${name}`, byId(`write-${name}`).value);
+    }
     byId("write-prompt").dataset.isOwn = "yes";
     write(recipe);
   };
@@ -178,7 +182,7 @@ function suggestPrompt() {
   const prompt = byId("write-prompt");
   const model = models.find((each) => each.name === byId("write-model").value);
   if (model === undefined) return;
-  byId("write-max_tokens").max = model.limits.max_tokens;
+  limitTokens(byId("write-max_tokens"), model.limits.max_tokens);
   byId("write-top_k").max = model.limits.max_top_k;
   if (!prompt.dataset.isOwn) prompt.value = exampleOf(model, "write");
 }
@@ -193,7 +197,7 @@ function showBusy(isBusy) {
   byId("write-out").setAttribute("aria-busy", String(isBusy));
   const isThere = !isBusy && draft !== null && draft.tokens.length > 0;
   byId("write-share").hidden = !isThere;
-  if (isThere) showShare(recipeOf());
+  if (isThere) showShare(recipeOf(), modelNamed(draft.model)?.limits.max_tokens ?? Infinity);
   byId("write-go").disabled = isBusy;
   byId("write-again").disabled = !isThere;
   byId("write-more").disabled = !isThere || draft.finish === "end";

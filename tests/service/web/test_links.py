@@ -12,11 +12,13 @@ from urllib.parse import quote
 import pytest
 
 from tests.patience import PATIENCE
-from tests.service.running import ROOT, Server
+from tests.service.running import ROOT, Server, running_server
 from tests.service.web.conftest import Visit
 from tests.service.web.test_write import finished, write
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from playwright.sync_api import Browser, Page
 
 PROMPT = 'KING:\nWhat\'s "this" & \\that? $HOME `id` 100% <b>é</b>\n'
@@ -66,6 +68,37 @@ def test_curl_and_python_give_the_very_same_text(visit: Visit) -> None:
     python = [sys.executable, "-c", _copied(page, "python")]
     printed = subprocess.run(python, capture_output=True, timeout=PATIENCE, check=True, cwd=ROOT, env=environment)
     assert printed.stdout.decode() == written + "\n"
+
+
+def test_small_limit_bounds_fields_and_copies_and_a_link_s_settings_outlive_a_reload(
+    browser: Browser, bundles: Path, tmp_path: Path
+) -> None:
+    with running_server(tmp_path, bundles=bundles, default_model="letters", max_tokens=8) as server:
+        visit = Visit(browser, f"http://127.0.0.1:{server.port}/")
+        page = visit.page
+        finished(page)  # the example is within the limit, too
+        assert page.input_value("#write-max_tokens") == page.input_value("#compare-max_tokens") == "8"
+        page.fill("#write-prompt", "ab")
+        page.locator("#write-repetition_penalty").evaluate("field => { field.value = 1.5 }")
+        page.click("#write-go")
+        finished(page)
+        assert page.locator("#write-copy-curl").is_enabled()
+        page.click("#write-more")
+        written = finished(page)
+        for kind in ("curl", "python"):
+            assert page.locator(f"#write-copy-{kind}").is_disabled()
+        assert "longer than one request" in page.locator("#write-copy-note").inner_text()
+        other = Visit(browser, _copied(page, "link"))
+        assert finished(other.page) == written
+        other.page.click("#write-go")  # another text takes the link's place in the address
+        finished(other.page)
+        other.page.reload()
+        finished(other.page)
+        names = ("prompt", "repetition_penalty", "max_tokens")
+        assert [other.page.input_value(f"#write-{name}") for name in names] == ["ab", "1.5", "8"]
+        for each in (visit, other):
+            each.context.close()
+            assert each.complaints == []
 
 
 def _link(**fields: object) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.patience import PATIENCE
-from tests.service.running import Server
+from tests.service.running import Server, running_server
 from tests.service.web.conftest import Visit
 
 if TYPE_CHECKING:
@@ -317,6 +317,37 @@ def test_pictures_of_the_claims_are_enlarged_have_korean_titles_and_are_dark_in_
     assert page.locator("#picture-dialog[open]").count() == 0
     visit.context.close()
     assert visit.complaints == []
+
+
+def test_model_of_another_corpus_writes_the_line_that_the_panes_begin_with(
+    browser: Browser, bundles: Path, tmp_path: Path
+) -> None:
+    with running_server(tmp_path, bundles=bundles, default_model="letters") as server:
+        visit = Visit(browser, f"http://127.0.0.1:{server.port}/", viewport={"width": 390, "height": 844})
+        body = {"prompt": "", "max_tokens": 40, "temperature": 0.8, "seed": 7}
+        line = server.post("/generate", **body).json()["choices"][0]["text"].split("\n")[0].strip()
+        page = visit.page
+        assert re.search(r"RNN, [1-9][\d,]* parameters", page.locator("[data-card=write-model]").inner_text())
+        visit.open_pane("score")
+        page.wait_for_function("document.getElementById('score-texts').value !== ''")
+        assert page.input_value("#score-texts") == line
+        page.fill("#score-texts", " ")
+        page.click("#score-go")
+        page.wait_for_selector("#score-none:visible")
+        assert not page.locator("#score-some").is_visible()
+        visit.open_pane("compare")
+        page.wait_for_function("document.getElementById('compare-prompt').value !== ''")
+        name = page.locator("#compare-models label span").first
+        assert name.evaluate("name => name.getClientRects().length") == 1  # a short name stays in one line
+        page.fill("#compare-prompt", "")
+        page.fill("#compare-max_tokens", "5")
+        page.click("#compare-go")
+        page.wait_for_selector("canvas.heat")
+        assert page.locator(".axis-seam").count() == 0  # without a prompt it has no end
+        visit.open_pane("learn")
+        page.wait_for_function("[...document.querySelectorAll('.run input')].some(field => field.value !== '')")
+        visit.context.close()
+        assert visit.complaints == []
 
 
 def test_cells_and_terms_are_explained_in_both_languages(visit: Visit, released_server: Server) -> None:
