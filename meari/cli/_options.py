@@ -11,6 +11,8 @@ import functools
 import json
 import math
 import os
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -34,6 +36,7 @@ __all__ = [
     "echo_json_line",
     "json_option",
     "packed",
+    "program",
 ]
 
 MAX_DEPTH = 3  # folders below the one that was typed
@@ -44,6 +47,18 @@ Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON on standard output, everything else on standard error."
 )
+
+
+def program() -> list[str]:
+    """Return the words that start this command as it was started, for commands that are printed: `meari` where a shell
+    finds it under that name.
+    """
+    called = Path(sys.argv[0])
+    if called.parts[-2:] == ("meari", "__main__.py"):
+        return [sys.executable, "-m", "meari"]
+    found = shutil.which("meari")
+    is_found = found is not None and called.exists() and Path(found).samefile(called)
+    return ["meari"] if called.name != "meari" or is_found else [sys.argv[0]]
 
 
 def packed(name: str, kind: type[Any], *options: Decorator) -> Decorator:

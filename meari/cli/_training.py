@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meari.cli._files import STREAMS, Use, check_apart, config_uses
-from meari.cli._options import Choice, FloatRange
+from meari.cli._options import Choice, FloatRange, program
 
 if TYPE_CHECKING:
     from meari.bundle_format.names import Family
@@ -172,7 +172,7 @@ class Training:
                     err=as_json,
                 )
             if result.ending is Ending.INTERRUPTED and workers.is_first:
-                command = shlex.join(["meari", self.verb, *options.again(self.paths)])
+                command = shlex.join([*program(), self.verb, *options.again(self.paths)])
                 click.echo(f"Interrupted after step {result.step}. Go on with:\n  {command}", err=as_json)
             return result if workers.is_first else None
 
@@ -197,23 +197,26 @@ def end_if_interrupted(result: TrainingResult | None) -> None:
 def plan_of(paths: list[str], options: TrainOptions, *, verb: str, as_json: bool) -> Training:
     """Plan the training of texts, or take the plan of the run that is resumed, and say what was chosen."""
     from meari.export.bundle import check_target
-    from meari.models.planning.run import DEFAULT_MINUTES, name_of, plan_text, resumed_config, toml_of
+    from meari.models.planning.run import DEFAULT_MINUTES, plan_text, resumed_config, run_name, toml_of
     from meari.models.training.run_folder import RunFolder
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise click.UsageError(
             "torchrun: got texts, expected CONFIG.toml: train once without it, runs/NAME has a config"
         )
-    name = options.name or name_of(paths)
-    bundle = BUNDLES / name
-    check_target(bundle, overwrite=options.overwrite or options.resume)
-    run = RunFolder(options.folder or RUNS / name)
     settings = options.own_settings()
+    name = run_name(paths, options.name, settings)
+    run = RunFolder(options.folder or RUNS / name)
     family = None if options.family is None else _family(options.family)
     if options.resume:
-        config = resumed_config(run, settings, family)
-        click.echo(f"The run in {run.path} goes on as it was planned", err=as_json)
+        config = resumed_config(run, paths, settings, family)
+        kept = "" if options.minutes is None else f": {config.training.max_minutes:g} minutes of training, whatever"
+        click.echo(f"The run in {run.path} goes on as it was planned{kept and f'{kept} --minutes says'}", err=as_json)
+        bundle = BUNDLES / config.name
+        check_target(bundle, overwrite=True)
         return Training(config, options, verb, paths, bundle=bundle)
+    bundle = BUNDLES / name
+    check_target(bundle, overwrite=options.overwrite)
     minutes = options.minutes or DEFAULT_MINUTES
     plan = plan_text(paths, minutes, name=name, family=family, settings=settings)
     toml = f"# Chosen by `meari {verb} {shlex.join(paths)}`.\n{toml_of(plan)}"
@@ -265,7 +268,7 @@ def figures_json(training: Training, result: TrainingResult) -> dict[str, Any]:
 
 def serve_command(training: Training) -> list[str]:
     """Return the command that serves the bundle."""
-    return ["meari", "serve", "--bundles", str(BUNDLES), "--default-model", training.config.name]
+    return [*program(), "serve", "--bundles", str(BUNDLES), "--default-model", training.config.name]
 
 
 def show_bundle(training: Training, exported: ExportedBundle) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from meari.cli._files import STREAMS, Use, check_apart, config_uses
-from meari.cli._options import FloatRange, PathType, complete_config, echo_json, json_option
+from meari.cli._options import FloatRange, PathType, complete_config, echo_json, json_option, program
 
 if TYPE_CHECKING:
     from meari.models.search.journal import SearchResult
@@ -94,7 +94,7 @@ def command(
 
 
 def _tell_how_to_resume(arguments: list[str]) -> None:
-    words = ["meari", "search", *(word for word in arguments if word != "--overwrite")]
+    words = [*program(), "search", *(word for word in arguments if word != "--overwrite")]
     click.echo(f"Interrupted. Go on with:\n  {shlex.join(words)}", err=True)
 
 

@@ -73,6 +73,10 @@ RIVALS = {
     "training.epochs": "training.steps",
 }
 LENGTHS = ("training.steps", "training.epochs", "training.max_minutes")  # with which more may be read
+UNRECKONED = (  # with which the steps that are told beforehand would be wrong
+    *LENGTHS, "training.schedule", "training.batch_size", "training.chunk_length", "model.num_layers",
+    "model.layer_sizes",
+)  # fmt: skip
 SECTIONS = ("corpus", "tokenizer", "model", "training")
 
 
@@ -120,7 +124,7 @@ def plan(
     picks = _picked(facts, minutes, speed, own)
     tables = _changed(picks.tables(facts, train, name), own, "--set")
     config = parse_config(tables, "--set")
-    return Plan(config, tables, picks.reasons(facts), expectation(facts.num_characters))
+    return Plan(config, tables, picks.reasons(facts, own), expectation(facts.num_characters))
 
 
 @dataclass(frozen=True)
@@ -195,27 +199,35 @@ class _Picks:
             "threads": self.speed.threads,
         }
 
-    def reasons(self, facts: TextFacts) -> tuple[str, ...]:
-        """Return a line for each choice."""
+    def reasons(self, facts: TextFacts, settings: Mapping[str, object]) -> tuple[str, ...]:
+        """Return a line for each choice, and for what settings choose in its place."""
         tokens = (
             "characters"
             if self.tokenizer is TokenizerKind.CHAR
             else f"{self.vocabulary_size:,} {self.tokenizer} tokens"
         )
         left_out = "" if self.training_share == 1 else f"; {self.training_share:.0%} of it is read, as the time allows"
+        document = f"; --set makes it a {settings['corpus.document']}" if "corpus.document" in settings else ""
         end = "the text bears no more" if self.is_short else "the clock ends it"
         total = self.seconds + self.overhead
         late = f"time: all else takes about {_in_words(self.overhead)}, so together some {_in_words(total)}"
         return (
-            f"text: {facts.in_words()}{left_out}",
+            *((f"advice: {facts.advice}",) if facts.advice else ()),
+            f"text: {facts.in_words()}{document}{left_out}",
             f"tokenizer: {tokens}, about {self.num_tokens:,.0f} of them to train on",
             f"model: {self.family} of {self.size:,} units",
-            (
-                f"training: about {self.num_steps:,} steps in at most {_in_words(self.seconds)}, "
-                f"{self.epochs:.1f} times over the text; {end}"
-            ),
+            self._length(settings) or f"{self._steps()}; {end}",
             *((late,) if total > LATE * 60 * self.minutes else ()),
         )
+
+    def _length(self, settings: Mapping[str, object]) -> str:
+        """Return the line about a length that settings choose, "" if they do not."""
+        named = [name for name in UNRECKONED if name in settings]
+        return f"training: as --set says ({', '.join(named)})" if named else ""
+
+    def _steps(self) -> str:
+        steps = f"about {self.num_steps:,} steps in at most {_in_words(self.seconds)}"
+        return f"training: {steps}, {self.epochs:.1f} times over the text"
 
 
 def _rounded(share: float) -> float:

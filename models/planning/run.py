@@ -5,6 +5,7 @@ Input: files and folders, minutes. Output: a `Plan`; a run folder. Must not know
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ from meari.models.text.facts import look_at
 from meari.models.training.display import Display, NullDisplay
 from meari.models.training.run import TrainingResult, train_in_folder
 from meari.models.training.run_folder import RunFolder, Start
+from meari.paths import expand_home
 
 DEFAULT_MINUTES = 5.0
 RUNS = Path("runs")
@@ -53,7 +55,7 @@ def plan_text(
     facts = look_at(paths, max_bad if type(max_bad) is int else 0)
     speed = speed or measure_speed(clock)
     train = [str(path) for path in paths]
-    return plan(facts, train, minutes, speed, name=name or name_of(paths), family=family, settings=own)
+    return plan(facts, train, minutes, speed, name=run_name(paths, name, own), family=family, settings=own)
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,11 @@ def train_text(
     Raises what `plan_text` and `meari.models.training.run.train_in_folder` raise; FileConflict for a folder that holds
     a text.
     """
-    place = folder or RUNS / (name or name_of(paths))
+    place = folder or RUNS / run_name(paths, name, settings or {})
     toml = None
     if start is Start.RESUME:
         named = {} if name is None else {"name": name}
-        config = resumed_config(RunFolder(place), {**(settings or {}), **named}, family)
+        config = resumed_config(RunFolder(place), paths, {**(settings or {}), **named}, family)
         tell(f"The run in {place} goes on as it was planned")
     else:
         planned = plan_text(paths, minutes, name=name, family=family, settings=settings, speed=speed)
@@ -110,12 +112,23 @@ def _check_places(config: Config, folder: Path, events: Path | None) -> None:
     check_apart(config_uses(None, config), written)
 
 
-def resumed_config(run: RunFolder, settings: Mapping[str, object], family: Family | None = None) -> Config:
-    """Return the config of a run, with the settings that are given again. Raises CheckpointError, ConfigError."""
+def resumed_config(
+    run: RunFolder, paths: Sequence[str | Path], settings: Mapping[str, object], family: Family | None = None
+) -> Config:
+    """Return the config of a run on these texts, with the settings that are given again.
+
+    Raises CheckpointError, also for a run on other texts; ConfigError.
+    """
     try:
         stored = Config.from_json(run.config.read_text("utf-8"), str(run.config))
     except OSError:
         raise CheckpointError(f"{run.path}: no run to resume here; leave out --resume to start one") from None
+    texts = [str(path) for path in paths]
+    if [_real(text) for text in texts] != [_real(text) for text in stored.corpus.train]:
+        raise CheckpointError(
+            f"{run.path}: was started with {', '.join(stored.corpus.train)}, so it cannot be resumed with "
+            f"{', '.join(texts)}; replace it with --overwrite, or choose another folder with --run"
+        )
     again = {**settings, **({} if family is None else {"model.family": family.value})}
     return with_options(stored.to_tables(), again, "--set")
 
@@ -124,6 +137,16 @@ def toml_of(planned: Plan) -> str:
     """Return the chosen config as a file for `meari train`, its reasons as comments."""
     reasons = "".join(f"# {line}\n" for line in planned.reasons)
     return f"{reasons}{to_toml(planned.tables)}"
+
+
+def _real(text: str) -> str:
+    return os.path.realpath(expand_home(text))
+
+
+def run_name(paths: Sequence[str | Path], name: str | None, settings: Mapping[str, object]) -> str:
+    """Return the name of a run: that of the settings, else `name`, else that of the first file."""
+    named = settings.get("name")
+    return named if isinstance(named, str) else name or name_of(paths)
 
 
 def name_of(paths: Sequence[str | Path]) -> str:

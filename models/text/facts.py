@@ -16,6 +16,8 @@ width, not its sentence, ended it:
 from __future__ import annotations
 
 import itertools
+import json
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +27,7 @@ from pathlib import Path
 from meari.bundle_format.names import Document
 from meari.models.errors import EmptyCorpus, UnreadableFile
 from meari.models.text.corpus import BadLines, read_pieces
-from meari.models.text.text_files import check_rereadable, is_packed, list_files
+from meari.models.text.text_files import check_rereadable, is_packed, list_once
 
 SAMPLE_CHARACTERS = 1 << 22
 MAX_SAMPLED_FILES = 256  # evenly among all
@@ -36,8 +38,10 @@ MAX_CONTROL_SHARE = 1e-3
 SENTENCE_ENDS = (".", "!", "?", "…", "。", "！", "？", '."', ".”", ".’")
 MAX_ENDED_SHARE = 0.4
 MIN_WRAPPED_WIDTH, MAX_WRAPPED_WIDTH = 55, 200
+JSON_CHARACTERS = 10_000  # of a value, which a sample may cut off
 NAMED_CHARACTERS = 1_000  # the most frequent ones, which decide the script
 
+_JSON_BEGINNING = re.compile(r"""\{\s*"|\[\s*[\[{"]""")
 _SCRIPTS = {"CJK": "Han", "HIRAGANA": "Kana", "KATAKANA": "Kana"}
 _CONTROLS = frozenset(chr(code) for code in range(32)) - set("\t\n\r\f\v\x1b")
 
@@ -51,6 +55,7 @@ class TextFacts:
     num_kinds                   of characters in the sample
     script                      of most letters: Latin, Hangul, Han, …; "none" without letters
     shape                       why `document` was chosen, in words
+    advice                      what to do first with files of another kind than plain text; "" for text
     """
 
     num_files: int
@@ -61,6 +66,7 @@ class TextFacts:
     document: Document
     num_documents: int
     shape: str
+    advice: str = ""
 
     @property
     def bytes_per_character(self) -> float:
@@ -80,7 +86,7 @@ def look_at(paths: Iterable[str | Path], max_bad: int = 0) -> TextFacts:
 
     Raises UnreadableFile, BrokenText; EmptyCorpus for text of white space alone.
     """
-    files = list_files(paths)
+    files = list_once(paths)
     for path in files:
         check_rereadable(path)
     sampled = files[:: -(-len(files) // MAX_SAMPLED_FILES)]
@@ -108,6 +114,7 @@ def look_at(paths: Iterable[str | Path], max_bad: int = 0) -> TextFacts:
         document=document,
         num_documents=num_documents,
         shape=shape,
+        advice=_advice(sampled, texts),
     )
 
 
@@ -132,6 +139,29 @@ def _check_text(files: Sequence[Path], texts: Sequence[str]) -> None:
         if controls > MAX_CONTROL_SHARE * len(text):
             message = f"got a binary file ({controls:,} control characters among {len(text):,}), expected text"
             raise UnreadableFile(message, source=str(path))
+
+
+def _advice(files: Sequence[Path], texts: Sequence[str]) -> str:
+    """Return how to take the texts out of JSON or HTML, of which the notation would be learnt as well."""
+    for path, text in zip(files, texts, strict=True):
+        head = text.lstrip("\ufeff \t\n")
+        if _JSON_BEGINNING.match(head) and _is_json(head):
+            take = "`jq -r .text`, if that is its name" if head[0] == "{" else "`jq -r '.[].text'`, if that is its name"
+            return f"{path} holds JSON, whose names and brackets would be learnt: take the texts out first ({take})"
+        if head[:9].lower() == "<!doctype" or head[:5].lower() in ("<html", "<?xml"):
+            return f"{path} holds HTML or XML, whose tags would be learnt: take the text out first"
+    return ""
+
+
+def _is_json(text: str) -> bool:
+    """Return whether a text begins with an object or a list in JSON; a sample may end within it."""
+    try:
+        json.JSONDecoder().raw_decode(text)
+    except json.JSONDecodeError as error:
+        return len(text) > JSON_CHARACTERS and error.pos >= len(text) - JSON_CHARACTERS
+    except RecursionError:
+        return True
+    return True
 
 
 def unit_of(texts: Sequence[str]) -> tuple[Document, int, str]:

@@ -82,6 +82,17 @@ def list_files(paths: Iterable[str | Path]) -> list[Path]:
     return files
 
 
+def list_once(paths: Iterable[str | Path]) -> list[Path]:
+    """Return the files as `list_files` does, each once under any names and links: of a corpus that is split, a file
+    that came twice would be trained on and held out.
+    """
+    found: dict[tuple[int, int], Path] = {}
+    for path in list_files(paths):
+        status = path.stat()
+        found.setdefault((status.st_dev, status.st_ino), path)
+    return list(found.values())
+
+
 def check_rereadable(path: Path) -> None:
     """Raise UnreadableFile for a pipe, which can be read only once."""
     if path.is_fifo():

@@ -35,7 +35,7 @@ from meari.models.errors import EmptyCorpus, ModelsError, UnreadableFile
 from meari.models.files import current_folder, replaced_folder, settle_folder, write_file
 from meari.models.text.blocklist import load_blocklist
 from meari.models.text.corpus import BadLines, Piece, read_pieces
-from meari.models.text.text_files import check_rereadable, is_packed, list_files
+from meari.models.text.text_files import check_rereadable, is_packed, list_files, list_once
 from meari.models.text.token_file import TokenFile, open_token_file, write_token_file
 from meari.models.text.tokenizer import Tokenizer, train_tokenizer
 from meari.paths import expand_home
@@ -100,7 +100,7 @@ class _Corpus:
     def __init__(self, settings: CorpusConfig) -> None:
         self.settings = settings
         self._files = {
-            Part.TRAIN: list_files(settings.train),
+            Part.TRAIN: list_once(settings.train),
             Part.VALIDATION: list_files(settings.validation),
             Part.TEST: list_files(settings.test),
         }

@@ -9,6 +9,7 @@ in both:
     validation/loss  validation/best                                                   at every evaluation
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -28,9 +29,12 @@ INSTALL = "--tensorboard needs tensorboardX, which is not installed here: `pip i
 
 
 class Display(Protocol):
-    """Interface that a training loop reports to."""
+    """Interface that a training loop reports to.
 
-    def start(self, done: int, total: int) -> None: ...
+    start   with the steps that are done, and of all; and of a run that ends by the clock the seconds likewise
+    """
+
+    def start(self, done: int, total: int, seconds: tuple[float, float] | None = None) -> None: ...
     def step(self, record: StepRecord, tokens_per_second: float) -> None: ...
     def evaluation(self, record: EvaluationRecord, *, is_best: bool) -> None: ...
     def note(self, text: str) -> None: ...
@@ -45,7 +49,7 @@ def make_display(console: Console) -> Display:
 class NullDisplay:
     """Display that shows nothing: for all processes but the first."""
 
-    def start(self, done: int, total: int) -> None: ...
+    def start(self, done: int, total: int, seconds: tuple[float, float] | None = None) -> None: ...
     def step(self, record: StepRecord, tokens_per_second: float) -> None: ...
     def evaluation(self, record: EvaluationRecord, *, is_best: bool) -> None: ...
     def note(self, text: str) -> None: ...
@@ -62,6 +66,22 @@ class _RunningMean:
         before = loss if self.value is None else self.value
         self.value = SMOOTHING * before + (1 - SMOOTHING) * loss
         return self.value
+
+
+@dataclass(frozen=True)
+class _Length:
+    """Length of a run in steps, and in seconds if it ends by the clock: then it ends with whichever comes first."""
+
+    steps: int
+    seconds: float | None = None
+
+    def share(self, step: int, seconds: float) -> float:
+        """Return how much of the run is done, 0 to 1."""
+        shares = (step / max(1, self.steps), 0.0 if self.seconds is None else seconds / self.seconds)
+        return min(1.0, max(shares))
+
+    def in_words(self, step: int, seconds: float) -> str:
+        return f"step {step}/{self.steps}" if self.seconds is None else f"step {step}, {self.share(step, seconds):.0%}"
 
 
 def _described(record: StepRecord, loss: float, tokens_per_second: float, width: int | None = None) -> str:
@@ -93,27 +113,30 @@ class BarDisplay:
 
     def __init__(self, console: Console) -> None:
         columns = (
-            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[place]}"),
             BarColumn(bar_width=BAR),
             TextColumn("{task.description}"),
             TimeRemainingColumn(),
         )
         self._progress = Progress(*columns, console=console)
         self._task: TaskID | None = None
-        self._total = 0
+        self._length = _Length(0)
         self._loss = _RunningMean()
 
-    def start(self, done: int, total: int) -> None:
-        self._total = total
-        self._task = self._progress.add_task("", total=total, completed=done)
+    def start(self, done: int, total: int, seconds: tuple[float, float] | None = None) -> None:
+        self._length = _Length(total, seconds and seconds[1])
+        spent = seconds[0] if seconds else 0.0
+        self._task = self._progress.add_task("", total=1.0, place=self._length.in_words(done, spent))
+        self._progress.update(self._task, completed=self._length.share(done, spent))
         self._progress.start()
 
     def step(self, record: StepRecord, tokens_per_second: float) -> None:
         assert self._task is not None
-        step = f"step {record.step}/{self._total}"
-        width = self._progress.console.width - len(step) - BAR - REMAINING - GAPS
+        place = self._length.in_words(record.step, record.seconds)
+        width = self._progress.console.width - len(place) - BAR - REMAINING - GAPS
         text = _described(record, self._loss.add(record.loss), tokens_per_second, width)
-        self._progress.update(self._task, completed=record.step, description=text)
+        share = self._length.share(record.step, record.seconds)
+        self._progress.update(self._task, completed=share, description=text, place=place)
 
     def evaluation(self, record: EvaluationRecord, *, is_best: bool) -> None:
         self.note(_evaluated(record, is_best=is_best))
@@ -131,16 +154,17 @@ class LineDisplay:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._loss = _RunningMean()
-        self._total = 0
+        self._length = _Length(0)
         self._next_seconds = 0.0
 
-    def start(self, done: int, total: int) -> None:
-        self._total = total
+    def start(self, done: int, total: int, seconds: tuple[float, float] | None = None) -> None:
+        self._length = _Length(total, seconds and seconds[1])
 
     def step(self, record: StepRecord, tokens_per_second: float) -> None:
         loss = self._loss.add(record.loss)
-        if record.seconds >= self._next_seconds or record.step == self._total:
-            self.note(f"step {record.step}/{self._total}  {_described(record, loss, tokens_per_second)}")
+        if record.seconds >= self._next_seconds or record.step == self._length.steps:
+            place = self._length.in_words(record.step, record.seconds)
+            self.note(f"{place}  {_described(record, loss, tokens_per_second)}")
             self._next_seconds = record.seconds + PLAIN_LINE_SECONDS
 
     def evaluation(self, record: EvaluationRecord, *, is_best: bool) -> None:
@@ -165,8 +189,8 @@ class TensorBoardDisplay:
         self._writer = SummaryWriter(str(folder))
         self._shown = shown
 
-    def start(self, done: int, total: int) -> None:
-        self._shown.start(done, total)
+    def start(self, done: int, total: int, seconds: tuple[float, float] | None = None) -> None:
+        self._shown.start(done, total, seconds)
 
     def step(self, record: StepRecord, tokens_per_second: float) -> None:
         figures = {
@@ -203,7 +227,7 @@ class TrialDisplay:
         self._number = number
         self._total = 0
 
-    def start(self, done: int, total: int) -> None:
+    def start(self, done: int, total: int, seconds: tuple[float, float] | None = None) -> None:
         self._total = total
         if self._status is not None:
             self._status.start()

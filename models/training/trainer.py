@@ -136,7 +136,9 @@ class Trainer:
         if self._cpu_clock is not None:
             self._cpu_before = self.progress.cpu_seconds if self.progress.step else 0.0
             self._cpu_since = self._cpu_clock()
-        self._display.start(self.progress.step, self.total_steps)
+        by_clock = self._training.schedule is Schedule.CLOCK
+        seconds = (self.progress.seconds, 60 * self._training.max_minutes) if by_clock else None
+        self._display.start(self.progress.step, self.total_steps, seconds)
         try:
             while (ending := self._ending()) is None:
                 self.train_step()

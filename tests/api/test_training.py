@@ -177,7 +177,7 @@ except KeyboardInterrupt as interrupt:
     command = [sys.executable, "-u", "-c", code]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
-        shown = read_until(process.stdout, "step 1/")
+        shown = read_until(process.stdout, "step 1, ")
         process.send_signal(signal.SIGINT)
         shown += process.stdout.read()
         assert process.wait(PATIENCE) == 0
@@ -196,7 +196,7 @@ def test_notebook_shows_plain_lines(
     settings = {"training.steps": 2, "training.max_minutes": 5}  # both, however slow the machine is
     meari.train(text, MINUTES, folder=tmp_path / "run", settings=settings)
     shown = capsys.readouterr().out
-    assert "step 2/2  loss" in shown
+    assert "step 2, 100%  loss" in shown
     assert "\x1b" not in shown
 
 

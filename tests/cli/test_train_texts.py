@@ -3,8 +3,10 @@
 import contextlib
 import json
 import re
+import shutil
 import signal
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from examples.made_text import sentences
+from meari.cli._options import program
 from meari.cli.main import group
 from meari.export.errors import BundleExists
 from meari.models.config import load_config
@@ -97,6 +100,40 @@ def test_options_choose_name_family_and_settings(text: str) -> None:
     assert told["serve"] == "meari serve --bundles bundles --default-model mine"
     config = load_config(Path("runs/mine/config.toml"))
     assert (config.model.family, config.seed, config.training.learning_rate) == ("lstm", 5, 1e-2)
+
+
+def test_name_among_the_settings_is_that_of_run_and_bundle_too(text: str) -> None:
+    done = meari("train", text, *QUICK, "--set", "name=other", "--set", "training.steps=1", "--json")
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert (told["run"], told["bundle"]) == ("runs/other", "bundles/other")
+    assert told["serve"].endswith(" --default-model other")
+    assert Path("bundles/other/manifest.json").exists()
+    Path("b.txt").write_text(Path(text).read_text())
+    for verb in ("train", "demo"):
+        refused = meari(verb, "b.txt", "--name", "other", "--resume", *(("--port", free_port()) * (verb == "demo")))
+        assert isinstance(refused.exception, CheckpointError)
+        assert "was started with my-text.txt, so it cannot be resumed with b.txt" in str(refused.exception)
+    shutil.rmtree("bundles/other")
+    again = meari("train", f"./{text}", "--run", "runs/other", "--resume", "--minutes", 9)
+    assert again.exit_code == 0, again.output
+    assert re.search(r"as it was planned: [\d.]+ minutes of training, whatever --minutes says", again.output)
+    assert again.output.endswith("--default-model other\n")
+    assert Path("bundles/other/manifest.json").exists()
+
+
+@pytest.mark.parametrize("is_found", [True, False])
+def test_printed_commands_begin_as_this_one_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_found: bool
+) -> None:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "meari").touch(mode=0o755)
+    monkeypatch.setattr(sys, "argv", [str(folder / "meari"), "train"])
+    monkeypatch.setenv("PATH", str(folder) if is_found else str(tmp_path))
+    assert program() == ["meari" if is_found else str(folder / "meari")]
+    monkeypatch.setattr(sys, "argv", ["/somewhere/meari/__main__.py", "train"])
+    assert program() == [sys.executable, "-m", "meari"]
 
 
 def test_settings_change_a_config_file_too(text: str) -> None:

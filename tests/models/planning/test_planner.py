@@ -203,6 +203,13 @@ def test_settings_are_kept_and_the_rest_is_chosen_around_them() -> None:
     assert config.training.steps > config_of(ENGLISH).training.steps * 2  # type: ignore[operator]
 
 
+def test_nothing_is_told_that_settings_make_untrue() -> None:
+    settings = {"training.epochs": 2.0, "corpus.document": "line", "training.batch_size": 8}
+    reasons = plan(PLAYS, ["a.txt"], 5, USUAL, name="mine", settings=settings).reasons
+    assert reasons[-1] == "training: as --set says (training.epochs, training.batch_size)"
+    assert reasons[0].endswith("so a document is a file; --set makes it a line")
+
+
 def test_settings_take_the_place_of_their_rivals() -> None:
     config = config_of(PLAYS, corpus__validation=["held-out.txt"], training__epochs=2.0)
     assert (config.corpus.validation, config.corpus.validation_share) == (("held-out.txt",), 0.0)

@@ -46,6 +46,29 @@ def test_each_of_many_files_is_a_document(tmp_path: Path) -> None:
     assert (facts.document, facts.num_documents, facts.num_files) == (Document.FILE, 25, 25)
 
 
+def test_file_that_is_named_twice_counts_once(tmp_path: Path) -> None:
+    path = write(tmp_path, PROSE * 20)
+    (tmp_path / "link.txt").symlink_to(path)
+    once = look_at([path])
+    assert look_at([path, tmp_path, tmp_path / "link.txt"]) == once
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ('{"id": 1, "text": "one"}\n{"id": 2, "text": "two"}\n' * 30, "text.txt holds JSON, whose"),
+        ('[\n {"text": "one"},\n {"text": "two"}\n]\n' + " " * 500, "`jq -r '.[].text'`"),
+        ("<!DOCTYPE html>\n<p>one</p>\n" * 30, "text.txt holds HTML or XML, whose"),
+        ("[1] A note.\n[2] Another.\n" * 30, None),
+        ('["What?" she said]\n{ a brace\n' * 30, None),
+        ("< a < b\n" * 90, None),
+    ],
+)
+def test_notation_that_would_be_learnt_is_told(tmp_path: Path, text: str, advice: str | None) -> None:
+    told = look_at([write(tmp_path, text)]).advice
+    assert (advice in told) if advice else told == ""
+
+
 def test_sizes_and_script_of_a_korean_text(tmp_path: Path) -> None:
     text = "".join(f"{line}\n" for line in sentences("korean", 100, 1))
     facts = look_at([write(tmp_path, text)])

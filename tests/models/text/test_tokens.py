@@ -69,6 +69,14 @@ def test_parts_of_a_file_add_up_to_its_text(tmp_path: Path) -> None:
     assert "".join(prepared.tokenizer.decode(part.ids[1:-1].tolist()) for part in parts) == text
 
 
+def test_file_that_is_named_twice_is_not_trained_on_and_held_out(tmp_path: Path) -> None:
+    text = "".join(f"{number:03}\n" for number in range(100))
+    path = written(tmp_path / "a.txt", text)
+    (tmp_path / "b.txt").hardlink_to(path)
+    prepared = prepare(config_of(train=[path, str(tmp_path)], validation_share=0.1), tmp_path / "run")
+    assert (prepared.train.num_documents, prepared.validation.num_documents) == (90, 10)
+
+
 def test_vocabulary_comes_only_from_the_training_part(tmp_path: Path) -> None:
     config = config_of(train=[written(tmp_path / "a.txt", "aaa\naaa\naaa\nzzz\n")], validation_share=0.25)
     prepared = prepare(config, tmp_path / "run")

@@ -56,6 +56,22 @@ def test_terminal_gets_a_bar_with_all_figures() -> None:
         assert piece in shown
 
 
+def test_run_that_ends_by_the_clock_tells_its_share_of_the_time_not_of_steps_that_are_never_taken() -> None:
+    console = Console(file=StringIO(), width=40)
+    display = make_display(console)
+    display.start(0, 900, (0.0, 60.0))
+    display.step(StepRecord(1, 2.0, 0.75, 1e-3, 0.2), 12_345.6)
+    display.step(StepRecord(300, 2.0, 0.75, 1e-3, 30.0), 12_345.6)
+    assert isinstance(console.file, StringIO)
+    assert [line.partition("  ")[0] for line in console.file.getvalue().splitlines()] == ["step 1, 0%", "step 300, 50%"]
+    written = StringIO()
+    bar = make_display(Console(file=written, force_terminal=True, width=160, color_system=None))
+    bar.start(100, 400, (10.0, 600.0))  # of a short text, which ends the run before its time
+    bar.step(StepRecord(200, 2.0, 0.75, 1e-3, 20.0), 12_345.6)
+    bar.stop()
+    assert "step 200, 50%" in written.getvalue()
+
+
 def test_huge_loss_is_shown() -> None:
     written = StringIO()
     display = make_display(Console(file=written))

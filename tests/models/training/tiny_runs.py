@@ -95,7 +95,7 @@ class StopAt:
         self._step = step
         self._send = send
 
-    def start(self, done: int, total: int) -> None: ...
+    def start(self, done: int, total: int, seconds: tuple[float, float] | None = None) -> None: ...
 
     def step(self, record: Record, tokens_per_second: float) -> None:
         if record.step == self._step:
