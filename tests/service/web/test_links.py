@@ -92,8 +92,9 @@ def test_small_limit_bounds_fields_and_copies_and_a_link_s_settings_outlive_a_re
         assert finished(other.page) == written
         other.page.click("#write-go")  # another text takes the link's place in the address
         finished(other.page)
+        other.page.wait_for_function("location.hash === '#write'")
         other.page.reload()
-        finished(other.page)
+        other.page.wait_for_selector("#write-go:enabled")
         names = ("prompt", "repetition_penalty", "max_tokens")
         assert [other.page.input_value(f"#write-{name}") for name in names] == ["ab", "1.5", "8"]
         for each in (visit, other):
