@@ -327,7 +327,7 @@ def test_model_of_another_corpus_writes_the_line_that_the_panes_begin_with(
         body = {"prompt": "", "max_tokens": 40, "temperature": 0.8, "seed": 7}
         line = server.post("/generate", **body).json()["choices"][0]["text"].split("\n")[0].strip()
         page = visit.page
-        page.wait_for_function("document.querySelector('[data-card=write-model]').innerText !== ''")
+        page.wait_for_selector("[data-card=write-model]:not(:empty)")
         assert re.search(r"RNN, [1-9][\d,]* parameters", page.locator("[data-card=write-model]").inner_text())
         visit.open_pane("score")
         page.wait_for_function("document.getElementById('score-texts').value !== ''")
