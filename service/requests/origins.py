@@ -26,6 +26,7 @@ __all__ = [
     "believe_proxies",
     "client_network",
     "cors_headers",
+    "may_answer",
     "may_answer_host",
     "preflight_headers",
 ]
@@ -80,6 +81,15 @@ def preflight_headers(origins: tuple[str, ...], asked: Mapping[str, str]) -> dic
     if asked.get("Access-Control-Request-Private-Network") == "true" and origins != ("*",):
         headers["Access-Control-Allow-Private-Network"] = "true"
     return headers
+
+
+def may_answer(environ: Mapping[str, Any], allowed: tuple[str, ...]) -> bool:
+    """Tell whether a request is answered under its `Host`, and under the name that a trusted proxy reports.
+
+    A proxy that reports none may pass on what the client wrote in its place.
+    """
+    names = environ.get("HTTP_HOST", ""), environ.get(SENT_HOST, "")
+    return all(may_answer_host(name, allowed) for name in names)
 
 
 @lru_cache(maxsize=256)
