@@ -360,7 +360,9 @@ class DrainingWorker(CollectingWorker):
         """
         self._look_around()
         service = self.service
-        longest = timeout if self.place.state is WorkerState.READY else min(timeout, CHECK_SECONDS)
+        # A worker may have become ready since it last decided whether to accept: it waits long only once it does.
+        is_settled = self.place.state is WorkerState.READY and self._accepting
+        longest = timeout if is_settled else min(timeout, CHECK_SECONDS)
         pause = min(longest, self.room.seconds_left())
         until = time.monotonic() + CHECK_SECONDS
         is_draining = service is not None and service.drain.has_begun
