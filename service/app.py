@@ -26,7 +26,7 @@ from meari.service.requests.admission import Admission
 from meari.service.requests.keys import KeyRing
 from meari.service.requests.limit_stores import HostStore, RedisStore
 from meari.service.requests.limits import Limits
-from meari.service.requests.origins import SENT_HOST, may_answer_host, preflight_headers
+from meari.service.requests.origins import SENT_HOST, may_answer, preflight_headers
 from meari.service.requests.schema import Schemas
 from meari.service.routes.complete import complete_blueprint
 from meari.service.routes.completions import generate_blueprint, openai_blueprint
@@ -156,8 +156,7 @@ def _frame_requests(app: Flask, service: Service) -> None:
 
 def _check_host(environ: dict[str, Any], allowed: tuple[str, ...]) -> None:
     """Raise WrongHost for a name under which nobody should ask; the name is not repeated."""
-    names = environ.get("HTTP_HOST", ""), environ.get(SENT_HOST, "")  # a proxy's may come from its client
-    if not all(may_answer_host(name, allowed) for name in names):
+    if not may_answer(environ.get("HTTP_HOST", ""), environ.get(SENT_HOST, ""), allowed):
         expected = "an address, localhost, or a name that MEARI_ALLOWED_HOSTS has"
         raise WrongHost(Problem("Host", "another public name", expected))
 

@@ -38,7 +38,7 @@ from meari.service.error_body import SAFE_HEADERS, error_body, openai_error_body
 from meari.service.log import NO_ROUTE, RequestLine, log_request, request_id
 from meari.service.process.http import CONTINUE, HEAD_SECONDS, LIMIT, NUM_FIELDS, Incoming
 from meari.service.requests.keys import ANYBODY
-from meari.service.requests.origins import believe_proxies, client_network, cors_headers, may_answer
+from meari.service.requests.origins import SENT_HOST, believe_proxies, client_network, cors_headers, may_answer
 
 if TYPE_CHECKING:
     from meari.service.service import Service
@@ -175,7 +175,7 @@ def overloaded(service: Service, environ: MutableMapping[str, Any], *, is_receiv
         return None
     started = time.monotonic()
     believe_proxies(environ, service.settings.trusted_hops)
-    if not may_answer(environ, service.settings.allowed_hosts):
+    if not may_answer(environ.get("HTTP_HOST", ""), environ.get(SENT_HOST, ""), service.settings.allowed_hosts):
         return None
     address, caller = environ.get("REMOTE_ADDR", ""), ANYBODY
     if service.keys is not None:

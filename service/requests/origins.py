@@ -83,13 +83,13 @@ def preflight_headers(origins: tuple[str, ...], asked: Mapping[str, str]) -> dic
     return headers
 
 
-def may_answer(environ: Mapping[str, Any], allowed: tuple[str, ...]) -> bool:
-    """Tell whether a request is answered under its `Host`, and under the name that a trusted proxy reports.
+@lru_cache(maxsize=256)
+def may_answer(host: str, sent_host: str, allowed: tuple[str, ...]) -> bool:
+    """Tell whether a request is answered under its `Host`, and under the one that a trusted proxy's report replaced.
 
-    A proxy that reports none may pass on what the client wrote in its place.
+    A proxy that reports none may pass on what the client wrote in its place. A name that is absent is "".
     """
-    names = environ.get("HTTP_HOST", ""), environ.get(SENT_HOST, "")
-    return all(may_answer_host(name, allowed) for name in names)
+    return may_answer_host(host, allowed) and may_answer_host(sent_host, allowed)
 
 
 @lru_cache(maxsize=256)
