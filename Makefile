@@ -15,6 +15,9 @@ DOCKER ?= docker
 TAG := $(shell sed -n 's/^ARG BASE=\(.*\)@.*/\1/p' Dockerfile)
 BASE ?= $(if $(filter 0,$(shell $(DOCKER) image inspect --format '{{len .RepoDigests}}' $(TAG) 2>/dev/null)),$(TAG))
 
+# Bytecode is kept, whatever the environment says: most of what a process needs to start would be to compile torch anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
