@@ -5,7 +5,6 @@ Must not know: HTTP.
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from meari.bundle_format.folders import CELL_GRAPH, GOLDEN, IN_PASSING, MANIFEST, OUTPUT_GRAPH, TOKENIZER
-from meari.bundle_format.names import NAME_PATTERN, Precision, TokenizerKind
+from meari.bundle_format.folders import CELL_GRAPH, GOLDEN, MANIFEST, OUTPUT_GRAPH, TOKENIZER
+from meari.bundle_format.names import Precision, TokenizerKind
 from meari.export.card import draw_samples, model_card
 from meari.export.description import Description, summarise
-from meari.export.errors import BundleExists, CheckFailed, ExportError, UnusableRun
+from meari.export.errors import CheckFailed, UnusableRun
 from meari.export.graphs import cell_graph, output_graph
 from meari.export.manifest import make_manifest
 from meari.export.mixture import check_mixture, fitted, sampled
@@ -31,6 +30,7 @@ from meari.export.perplexity import (
     measure_mixture,
 )
 from meari.export.sessions import Graphs, Tokens
+from meari.export.target import check_target
 from meari.export.verification import Agreement, check_against_torch, check_isolation, check_valid, make_golden
 from meari.export.weights import ModelWeights
 from meari.export.weights_from_torch import read_weights
@@ -213,19 +213,6 @@ def samples_of(run_folder: Path) -> list[str]:
     run = read_run(run_folder)
     graphs = build_graphs(read_weights(run.checkpoint.model), Precision.FP32)
     return draw_samples(graphs, run.checkpoint.tokenizer)
-
-
-def check_target(folder: Path, *, overwrite: bool) -> None:
-    """Raise ExportError for a name that no server takes, BundleExists if the folder cannot be replaced."""
-    if not re.fullmatch(NAME_PATTERN, folder.name) or folder.name.endswith(IN_PASSING):
-        ends = f"none of {', '.join(IN_PASSING)} at its end"
-        raise ExportError(f"got the bundle name {folder.name!r}, expected letters, digits, '.', '_', '-', {ends}")
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if not (folder / MANIFEST).is_file():
-        raise BundleExists(f"{folder}: exists and is not a bundle; choose another name")
-    if not overwrite:
-        raise BundleExists(f"{folder}: this bundle exists; replace it with --overwrite, or choose another name")
 
 
 def build_graphs(weights: ModelWeights, precision: Precision, ngram: NgramWeights | None = None) -> Graphs:

@@ -23,21 +23,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from meari.bundle_format.names import Family
+from meari.models.checkpoint_folder import BEST, DESCRIPTION, FORMAT_VERSION, find_checkpoint, read_description
 from meari.models.config import Config, parse_config
 from meari.models.errors import CheckpointError, ConfigError, ModelsError, TokenizerError
 from meari.models.families import build_model
-from meari.models.fields import did_you_mean
 from meari.models.files import current_folder
 from meari.models.language_model import LanguageModel
 from meari.models.memory import min_file_bytes
 from meari.models.text.tokenizer import Tokenizer
 
-FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
-DESCRIPTION = "checkpoint.json"
 TOKENIZER = "tokenizer.json"
 FIGURES = "figures.json"
-BEST = "best"
 MAX_READS = 10  # attempts to read a checkpoint that is being replaced
 
 
@@ -100,7 +97,7 @@ def _identity(folder: Path) -> tuple[int, int, int] | None:
 
 
 def _load(folder: Path, device: torch.device | None) -> Checkpoint:
-    place = _find(folder)
+    place = find_checkpoint(folder)
     description = read_description(place)
     config = _config(place, description)
     try:
@@ -140,22 +137,6 @@ def _check_vocabulary(place: Path, size: object, tokenizer: Tokenizer) -> None:
     if size != tokenizer.vocabulary_size:
         sizes = f"{tokenizer.vocabulary_size} tokens, the model {size!r:.60}"
         raise CheckpointError(f"{place}: the tokenizer has {sizes}; they are from different runs")
-
-
-def read_description(place: Path) -> dict[str, Any]:
-    """Read the JSON of a checkpoint folder. Raises CheckpointError."""
-    path = place / DESCRIPTION
-    try:
-        description = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{place}: no checkpoint here ({DESCRIPTION}: {error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: damaged: {error}") from error
-    version = description.get("format_version") if isinstance(description, dict) else None
-    if version != FORMAT_VERSION:
-        raise CheckpointError(f"{path}: format_version {version}, expected {FORMAT_VERSION}")
-    assert isinstance(description, dict)
-    return description
 
 
 def load_weights(model: LanguageModel, path: Path) -> None:
@@ -210,19 +191,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return {name: tensor.clone() for name, tensor in load_file(path).items()}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
-
-
-def _find(folder: Path) -> Path:
-    if not folder.is_dir():
-        beside = [each.name for each in folder.parent.glob("*") if each.is_dir()]
-        hint = did_you_mean(folder.name, beside) or did_you_mean(str(folder), map(str, Path("runs").glob("*")))
-        raise CheckpointError(f"{folder}: no such folder, expected a run or a checkpoint{hint}")
-    if (folder / DESCRIPTION).exists():
-        return folder
-    best = current_folder(folder / BEST)
-    if not best.is_dir():
-        raise CheckpointError(f"{folder}: holds neither {DESCRIPTION} nor {BEST}/: not a run, or nothing saved yet")
-    return best
 
 
 def _config(place: Path, description: dict[str, Any]) -> Config:

@@ -146,11 +146,9 @@ def train(
     paths = _checked_paths(texts)
     _check(minutes, resume=resume, overwrite=overwrite)
     kind = _checked_family(family)
-    try:
-        from meari.models.planning.run import train_text
-        from meari.models.training.run_folder import Start
-    except ImportError as error:
-        raise ImportError(INSTALL) from error
+    from meari.models.planning.run import train_text
+    from meari.models.training.run_folder import Start
+
     start = Start.RESUME if resume else Start.OVERWRITE if overwrite else Start.FRESH
     own = {**(settings or {}), **_bad_lines(skip_bad=skip_bad, max_bad=max_bad)}
     with _Translated():
@@ -224,7 +222,9 @@ def _display(progress: bool) -> Display:  # noqa: FBT001
 
 
 class _Translated:
-    """Raises errors of training and export as `MeariError`, with arguments in place of the command's options."""
+    """Raises errors of training and export as `MeariError`, with arguments in place of the command's options, and says
+    what to install where a package is missing.
+    """
 
     def __enter__(self) -> None: ...
 
@@ -235,3 +235,5 @@ class _Translated:
         if isinstance(error, ExportError | ModelsError):
             said = re.sub(r"(?<!\S)--[a-z-]+", lambda option: ARGUMENTS.get(option[0], option[0]), str(error))
             raise MeariError(said) from error
+        if isinstance(error, ImportError):
+            raise ImportError(INSTALL) from error  # noqa: TRY004 (the error stays one of an import)

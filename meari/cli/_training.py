@@ -142,11 +142,21 @@ class Training:
         writes += [] if bundle is None else [Use("the bundle", bundle)]
         check_apart(reads, [*writes, *STREAMS])
 
+    def _check_start(self) -> None:
+        """Raise what a missing text or a folder in use raises, before torch is imported."""
+        from meari.models.check import check_files
+        from meari.models.training.run_folder import check_startable
+
+        if num_processes() == 1:  # of several the first one does it for all
+            check_files(self.config)
+            check_startable(self.run.path, self.options.start)
+
     def train(self, *, as_json: bool) -> TrainingResult | None:
         """Train, and tell how to resume if a signal interrupts it: then the process ends.
 
         Returns the result, None in all processes of torchrun but the first.
         """
+        self._check_start()
         from rich.console import Console
 
         from meari.models.fields import to_toml
@@ -196,11 +206,11 @@ def end_if_interrupted(result: TrainingResult | None) -> None:
 
 def plan_of(paths: list[str], options: TrainOptions, *, verb: str, as_json: bool) -> Training:
     """Plan the training of texts, or take the plan of the run that is resumed, and say what was chosen."""
-    from meari.export.bundle import check_target
+    from meari.export.target import check_target
     from meari.models.planning.run import DEFAULT_MINUTES, plan_text, resumed_config, run_name, toml_of
-    from meari.models.training.run_folder import RunFolder
+    from meari.models.training.run_folder import RunFolder, check_startable
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if num_processes() > 1:
         raise click.UsageError(
             "torchrun: got texts, expected CONFIG.toml: train once without it, runs/NAME has a config"
         )
@@ -217,6 +227,7 @@ def plan_of(paths: list[str], options: TrainOptions, *, verb: str, as_json: bool
         return Training(config, options, verb, paths, bundle=bundle)
     bundle = BUNDLES / name
     check_target(bundle, overwrite=options.overwrite)
+    check_startable(run.path, options.start)
     minutes = options.minutes or DEFAULT_MINUTES
     plan = plan_text(paths, minutes, name=name, family=family, settings=settings)
     toml = f"# Chosen by `meari {verb} {shlex.join(paths)}`.\n{toml_of(plan)}"
@@ -224,6 +235,11 @@ def plan_of(paths: list[str], options: TrainOptions, *, verb: str, as_json: bool
         click.echo(line, err=as_json)
     click.echo(f"\n{toml}\nThis config is kept as {run.toml}; `meari train` takes it too.", err=as_json)
     return Training(plan.config, options, verb, paths, bundle=bundle, toml=toml)
+
+
+def num_processes() -> int:
+    """Return how many processes torchrun has started to train together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _family(name: str) -> Family:

@@ -71,6 +71,9 @@ def command(
     if more_files and not files:
         raise click.UsageError(f"got {more_files[0]}, expected files after --text alone")
     check_apart([Use("--text", file) for file in files + more_files], [Use("--output", output), *STREAMS])
+    from meari.models.text.text_files import list_files
+
+    list_files(files + more_files)  # before torch is imported
     from meari.claims.run import Order, measure_claims, monotonic, redraw
     from meari.claims.sizes import sizes_for
     from meari.claims.text import read_text

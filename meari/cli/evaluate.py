@@ -61,6 +61,11 @@ def command(run: Path, more_files: tuple[Path, ...], part: str | None, files: tu
     if files and part:
         raise click.UsageError("--part and --text exclude each other")
     check_apart([Use("--text", file) for file in files + more_files], STREAMS)
+    from meari.models.checkpoint_folder import find_checkpoint
+    from meari.models.text.text_files import list_files
+
+    find_checkpoint(run)  # before torch is imported
+    list_files(files + more_files)
     from meari.models.checkpoint import load_checkpoint
     from meari.models.training.process import choose_device, fast_torch
 

@@ -53,6 +53,11 @@ def command(
     if min_gain is not None and order is None:
         raise click.UsageError(f"--min-gain: got {min_gain:g} without --ngram, expected both")
     from meari.bundle_format.names import Precision
+    from meari.export.target import check_target
+    from meari.models.checkpoint_folder import find_checkpoint
+
+    check_target(folder.absolute(), overwrite=overwrite)  # before torch is imported
+    find_checkpoint(run)
     from meari.export.bundle import NgramOptions, export_bundle
     from meari.export.description import summary_table
 

@@ -60,11 +60,16 @@ def command(
     reads += [] if mapping is None else [Use("--mapping", mapping)]
     reads += [] if text is None else [Use("--text", text)]
     check_apart(reads, [Use("bundles/NAME", folder)])
-    from meari.export.description import summary_table
-    from meari.importer.bundle import Source, import_model
+    from meari.export.target import check_target
+    from meari.importer.source import Source
 
     unit = cast("Units | None", units)
     source = Source(weights, vocabulary, mapping, unit, boundary, unknown, tied, activation, text)
+    check_target(folder.absolute(), overwrite=overwrite)
+    source.check()
+    from meari.export.description import summary_table
+    from meari.importer.bundle import import_model
+
     imported = import_model(source, folder, overwrite=overwrite, tell=lambda line: click.echo(line, err=as_json))
     if as_json:
         from meari.runtime.inspection import describe_folder

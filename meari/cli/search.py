@@ -62,18 +62,21 @@ def command(
     """
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other")
+    from meari.models.check import check_files
+    from meari.models.config import parse_config, read_toml
+
+    tables = read_toml(config_file)
+    config = parse_config(tables, str(config_file))
+    check_apart(config_uses(config_file, config), [Use("--run", folder or SEARCHES / config.name), *STREAMS])
+    check_files(config)
     from rich.console import Console
 
-    from meari.models.config import parse_config, read_toml
     from meari.models.search.options import read_options
     from meari.models.search.run import search
     from meari.models.search.space import make_space
     from meari.models.training.display import TrialDisplay
     from meari.models.training.run_folder import Start
 
-    tables = read_toml(config_file)
-    config = parse_config(tables, str(config_file))
-    check_apart(config_uses(config_file, config), [Use("--run", folder or SEARCHES / config.name), *STREAMS])
     options = read_options(
         tables, str(config_file), config, varied, trials=trials, trial_minutes=trial_minutes, minutes=minutes
     )

@@ -6,19 +6,22 @@ and nothing changed. Must not know: the command line.
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from meari.bundle_format.names import Document, Family, Precision
-from meari.export.bundle import ExportedBundle, Run, check_target, write_bundle, write_smallest
+from meari.export.bundle import ExportedBundle, Run, write_bundle, write_smallest
 from meari.export.errors import Unimportable
 from meari.export.perplexity import MIN_TOKENS
+from meari.export.target import check_target
 from meari.importer.layouts import Layout, Parts, find_parts, read_layout, without_common_prefix
 from meari.importer.network import read_network, to_model, with_vocabulary
-from meari.importer.vocabulary import ForeignVocabulary, Units, make_tokenizer, read_vocabulary
+from meari.importer.source import Source
+from meari.importer.vocabulary import ForeignVocabulary, make_tokenizer, read_vocabulary
 from meari.importer.weights_file import WeightsFile, read_weights_file
 from meari.models.checkpoint import Checkpoint
 from meari.models.config import Config, CorpusConfig, TokenizerConfig, TrainingConfig
@@ -28,32 +31,7 @@ from meari.models.text.token_file import TokenFile, open_token_file, write_token
 from meari.models.text.tokenizer import Tokenizer
 
 SEED = 1  # of weights that are replaced
-
-
-@dataclass(frozen=True)
-class Source:
-    """Files of a foreign model, and what is not in them.
-
-    weights     safetensors, or a state dict as torch.save writes it
-    vocabulary  tokens by their ids
-    mapping     names of a layout; None: one of the known ones
-    units       None: by the tokens
-    boundary    token before and after every text; None: by its name
-    unknown     token of all others; None: by its name
-    tied        whether embedding and output are one tensor, of which the file may have one name
-    activation  of an RNN, which a state dict does not tell
-    text        held-out text, on which int8 is measured; None: float32
-    """
-
-    weights: Path
-    vocabulary: Path
-    mapping: Path | None = None
-    units: Units | None = None
-    boundary: str | None = None
-    unknown: str | None = None
-    tied: bool = False
-    activation: str | None = None
-    text: Path | None = None
+COMPILED = "_orig_mod."  # added by torch.compile to the names of the module that it wraps, which may be any part
 
 
 def import_model(
@@ -97,6 +75,7 @@ def read_foreign(source: Source, name: str, tell: Callable[[str], None] = lambda
     vocabulary = read_vocabulary(source.vocabulary, source.units, source.boundary, source.unknown)
     network = read_network(tensors, parts, len(vocabulary.tokens), str(source.vocabulary))
     _check_activation(source.activation, network.family)
+    _check_tied(source, parts, tensors)
     for line in (*file.notes, *_notes(parts, prefix, tensors, network.family, source), *vocabulary.notes):
         tell(line)
     model, config = to_model(with_vocabulary(network, vocabulary), SEED)
@@ -113,12 +92,17 @@ def read_foreign(source: Source, name: str, tell: Callable[[str], None] = lambda
 
 
 def _unwrapped(tensors: dict[str, Tensor], layout: Layout | None) -> tuple[dict[str, Tensor], str]:
-    """Return the tensors without the prefix of a wrapper, as `DataParallel` adds one, and the prefix."""
+    """Return the tensors without the prefix of a wrapper, as `DataParallel` adds one, and the prefix; within names
+    without that of compiled parts, unless the layout has it.
+    """
     whole = ""
     while (prefix := without_common_prefix(tensors)) and not _has(tensors, layout):
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
         whole += prefix
-    return tensors, whole
+    if layout is not None and any(COMPILED in name for name in (*layout.singles.values(), *layout.layers)):
+        return tensors, whole
+    inner = {name.replace(COMPILED, ""): tensor for name, tensor in tensors.items()}
+    return (inner if len(inner) == len(tensors) else tensors), whole
 
 
 def _has(tensors: Mapping[str, Tensor], layout: Layout | None) -> bool:
@@ -130,6 +114,16 @@ def _check_activation(activation: str | None, family: Family) -> None:
         raise Unimportable(f"--activation: got {activation}, but the layers are of a {family}, expected no such option")
     if activation == "relu":
         raise Unimportable("--activation: got relu, expected tanh: a bundle cannot represent an RNN with relu")
+
+
+def _check_tied(source: Source, parts: Parts, tensors: Mapping[str, Tensor]) -> None:
+    """Raise Unimportable where --tied contradicts the file."""
+    embedding, output = (
+        tensors[parts.singles.get(part, parts.singles["embedding"])] for part in ("embedding", "output")
+    )
+    if source.tied and not torch.equal(embedding, output):
+        name = parts.singles["output"]
+        raise Unimportable(f"--tied: got {name}, which is not the embedding, expected no such option")
 
 
 def _notes(parts: Parts, prefix: str, tensors: Mapping[str, Tensor], family: Family, source: Source) -> list[str]:

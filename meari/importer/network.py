@@ -102,6 +102,8 @@ def read_network(tensors: Mapping[str, Tensor], parts: Parts, num_tokens: int, v
 
 def _numbers(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     tensor = tensors[name]
+    if tensor.is_meta:
+        raise Unimportable(f"{name}: got a tensor on the meta device, which has no numbers, expected numbers")
     if tensor.is_quantized or tensor.layout != torch.strided or not tensor.is_floating_point():
         kind = "quantised" if tensor.is_quantized else str(tensor.dtype).removeprefix("torch.")
         kind = kind if tensor.layout == torch.strided else "sparse"

@@ -104,7 +104,7 @@ def read_vocabulary(
 def _tokens(path: Path, text: str) -> list[str]:
     if text.lstrip()[:1] in ("[", "{"):
         try:
-            return _from_json(path, json.loads(text, object_pairs_hook=_pairs))
+            return _from_json(path, json.loads(text, object_pairs_hook=lambda pairs: _once(path, pairs)))
         except (ValueError, RecursionError) as error:  # also a number of thousands of digits, and deep lists
             if path.suffix.lower() == ".json":
                 raise Unimportable(f"{path}: got {error}, expected JSON") from error
@@ -124,10 +124,10 @@ def _tokens(path: Path, text: str) -> list[str]:
     return lines
 
 
-def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     twice = next((name for name, count in Counter(name for name, _ in pairs).items() if count > 1), None)
     if twice is not None:
-        raise Unimportable(f"vocabulary: {show(twice)}: got it twice, expected every token once")
+        raise Unimportable(f"{path}: {show(twice)}: got it twice, expected every token once")
     return dict(pairs)
 
 

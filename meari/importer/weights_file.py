@@ -2,8 +2,11 @@
 
 Input: a path. Output: tensors by their names, as they are stored. Must not know: what they mean.
 
-Pickled files are read with `weights_only=True`: tensors, numbers and texts, and no code.
+Pickled files are read with `weights_only=True`: tensors, numbers and texts, and no code. torch is imported once a file
+is known to be of a kind that it reads.
 """
+
+from __future__ import annotations
 
 import hashlib
 import re
@@ -12,13 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
-
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from meari.export.errors import Unimportable
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 USUAL_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
 PICKLE, ZIP = b"\x80", b"PK"
@@ -40,24 +42,34 @@ class WeightsFile:
 
 def read_weights_file(path: Path) -> WeightsFile:
     """Read a file. Raises Unimportable: not readable, of another kind, a pickled module, without a state dict."""
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(HEADER_BYTES)
-            stream.seek(0)
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise Unimportable(f"{path}: got {error.strerror or error}, expected a file of weights") from error
-    if head[8:] == b"{":
+    is_safetensors = check_kind(path)
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if is_safetensors:
         return WeightsFile(path, digest, _safetensors(path))
-    if not head.startswith((PICKLE, ZIP)):
-        raise Unimportable(f"{path}: got a file of another kind, expected safetensors or what torch.save writes")
     tensors, where = _state_dict(path, _unpickled(path))
     notes = (f"The state dict is the entry {where!r} of the file",) if where else ()
     return WeightsFile(path, digest, tensors, notes)
 
 
+def check_kind(path: Path) -> bool:
+    """Return whether a file is safetensors. Raises Unimportable: not readable, nor what torch.save writes."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(HEADER_BYTES)
+    except OSError as error:
+        raise Unimportable(f"{path}: got {error.strerror or error}, expected a file of weights") from error
+    is_safetensors = head[8:] == b"{"
+    if not is_safetensors and not head.startswith((PICKLE, ZIP)):
+        kind = "a file of another kind" if head else "an empty file"
+        raise Unimportable(f"{path}: got {kind}, expected safetensors or what torch.save writes")
+    return is_safetensors
+
+
 def _safetensors(path: Path) -> dict[str, Tensor]:
     """Read tensors; a name that the file says to be another's, as of tied weights, gets that tensor."""
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
@@ -69,6 +81,8 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _unpickled(path: Path) -> Any:
+    import torch
+
     if any(name.endswith("/constants.pkl") for name in _members(path)):
         raise Unimportable(f"{path}: got a TorchScript archive{_how_to_save('torch.jit.load({path!r})', path)}")
     try:
@@ -102,6 +116,8 @@ def _how_to_save(loaded: str, path: Path) -> str:
 
 def _state_dict(path: Path, content: Any) -> tuple[dict[str, Tensor], str]:
     """Return the state dict in a file's content, and the key under which it was found, "" if it is the content."""
+    from torch import Tensor
+
     if not isinstance(content, Mapping):
         raise Unimportable(f"{path}: got a {type(content).__name__}, expected a state dict: tensors by their names")
     found = {key: content[key] for key in USUAL_KEYS if _has_tensors(content.get(key))}
@@ -114,10 +130,14 @@ def _state_dict(path: Path, content: Any) -> tuple[dict[str, Tensor], str]:
         keys = ", ".join(map(str, [*tables][:8])) or "nothing"
         raise Unimportable(f"{path}: got {keys}, expected tensors by their names, or one of {', '.join(USUAL_KEYS)}")
     for name, value in tables.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
+        if not isinstance(name, str):
+            raise Unimportable(f"{path}: {name!r}: got a {type(name).__name__} as a name, expected a text")
+        if not isinstance(value, Tensor):
             raise Unimportable(f"{path}: {name}: got a {type(value).__name__}, expected a tensor")
     return dict(tables), where
 
 
 def _has_tensors(value: object) -> bool:
+    from torch import Tensor
+
     return isinstance(value, Mapping) and any(isinstance(each, Tensor) for each in value.values())

@@ -1,6 +1,7 @@
 """Training on text files without a config: look at them, time the machine, plan, train.
 
-Input: files and folders, minutes. Output: a `Plan`; a run folder. Must not know: the command line, bundles.
+Input: files and folders, minutes. Output: a `Plan`; a run folder. Must not know: the command line, bundles. torch is
+imported once the texts and settings are known to be usable.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from meari.bundle_format.names import Family
 from meari.bundle_format.naming import name_of_file
@@ -19,13 +21,14 @@ from meari.models.errors import CheckpointError
 from meari.models.fields import to_toml
 from meari.models.file_uses import Use, check_apart, config_uses
 from meari.models.planning.planner import Plan, plan, with_options
-from meari.models.planning.speed import measure_speed
 from meari.models.planning.tables import MachineSpeed
 from meari.models.text.facts import look_at
 from meari.models.training.display import Display, NullDisplay
-from meari.models.training.run import TrainingResult, train_in_folder
-from meari.models.training.run_folder import RunFolder, Start
+from meari.models.training.run_folder import RunFolder, Start, check_startable
 from meari.paths import expand_home
+
+if TYPE_CHECKING:
+    from meari.models.training.run import TrainingResult
 
 DEFAULT_MINUTES = 5.0
 RUNS = Path("runs")
@@ -53,9 +56,17 @@ def plan_text(
     own = dict(settings or {})
     max_bad = own.get("corpus.max_bad", 0)
     facts = look_at(paths, max_bad if type(max_bad) is int else 0)
-    speed = speed or measure_speed(clock)
     train = [str(path) for path in paths]
-    return plan(facts, train, minutes, speed, name=run_name(paths, name, own), family=family, settings=own)
+
+    def planned(speed: MachineSpeed) -> Plan:
+        return plan(facts, train, minutes, speed, name=run_name(paths, name, own), family=family, settings=own)
+
+    if speed is None:
+        planned(MachineSpeed())  # refuses what cannot be planned before torch is imported and the machine is timed
+        from meari.models.planning.speed import measure_speed
+
+        speed = measure_speed(clock)
+    return planned(speed)
 
 
 @dataclass(frozen=True)
@@ -92,6 +103,7 @@ def train_text(
     """
     place = folder or RUNS / run_name(paths, name, settings or {})
     toml = None
+    check_startable(place, start)
     if start is Start.RESUME:
         named = {} if name is None else {"name": name}
         config = resumed_config(RunFolder(place), paths, {**(settings or {}), **named}, family)
@@ -102,6 +114,8 @@ def train_text(
         for line in (*planned.reasons, planned.expectation):
             tell(line)
     _check_places(config, place, events)
+    from meari.models.training.run import train_in_folder
+
     result = train_in_folder(config, place, start, display=display or NullDisplay(), toml=toml, events=events)
     return TextRun(config, RunFolder(place), result)
 

@@ -17,6 +17,7 @@ from typing import Self
 
 from meari.file_kinds import OtherKind, kind_of_name
 from meari.models.errors import BrokenText, UnreadableFile
+from meari.models.fields import did_you_mean
 from meari.paths import expand_home
 
 _SUFFIXES = (".txt", ".text", ".gz")
@@ -76,7 +77,8 @@ def list_files(paths: Iterable[str | Path]) -> list[Path]:
         if path.is_dir():
             files += _files_below(path)
         elif kind := _unreadable_kind(path):
-            raise UnreadableFile(f"got {kind}, expected a readable file or folder", source=str(path))
+            hint = "" if path.exists() else _near_name(path)
+            raise UnreadableFile(f"got {kind}, expected a readable file or folder{hint}", source=str(path))
         else:
             files.append(path)
     return files
@@ -91,6 +93,14 @@ def list_once(paths: Iterable[str | Path]) -> list[Path]:
         status = path.stat()
         found.setdefault((status.st_dev, status.st_ino), path)
     return list(found.values())
+
+
+def _near_name(path: Path) -> str:
+    """Return a hint at a file or folder of nearly that name, "" if there is none."""
+    try:
+        return did_you_mean(path.name, [each.name for each in path.parent.iterdir()])
+    except OSError:
+        return ""
 
 
 def check_rereadable(path: Path) -> None:

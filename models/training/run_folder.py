@@ -97,20 +97,32 @@ def open_run(path: Path, config: Config, start: Start) -> RunFolder:
     run = RunFolder(path)
     if start is Start.CONTINUE:
         start = Start.RESUME if run.config.exists() else Start.FRESH
-    _check_kind(run, start)
+    _check_start(run, start)
     if start is Start.RESUME:
         _check_same(run, config)
         _settle(run)
-    elif start is Start.FRESH and _is_used(run) and not _never_began(run):
-        raise CheckpointError(
-            f"{run.path}: this run exists; continue it with --resume, replace it with --overwrite, "
-            "or choose another folder with --run"
-        )
     else:
         _empty(run)
     path.mkdir(parents=True, exist_ok=True)
     write_file(run.config, config.to_json().encode())
     return run
+
+
+def check_startable(path: Path, start: Start) -> None:
+    """Raise CheckpointError or FolderInUse for a folder with a run, where none can be started so."""
+    run = RunFolder(path)
+    if run.config.exists():
+        with locked(path):
+            _check_start(run, start)
+
+
+def _check_start(run: RunFolder, start: Start) -> None:
+    _check_kind(run, start)
+    if start is Start.FRESH and _is_used(run) and not _never_began(run):
+        raise CheckpointError(
+            f"{run.path}: this run exists; continue it with --resume, replace it with --overwrite, "
+            "or choose another folder with --run"
+        )
 
 
 def _settle(run: RunFolder) -> None:

@@ -23,10 +23,10 @@ from meari.models.checkpoint import (
     fill_checkpoint,
     load_weights,
     misfit,
-    read_description,
     read_tensors,
     write_tensors,
 )
+from meari.models.checkpoint_folder import read_description
 from meari.models.config import Config
 from meari.models.errors import CheckpointError
 from meari.models.files import current_folder, replaced_folder

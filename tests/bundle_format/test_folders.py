@@ -18,8 +18,8 @@ from meari.bundle_format.lookup import find_bundle
 from meari.cli._options import complete_bundle
 from meari.cli.generate import command
 from meari.errors import BundleError
-from meari.export.bundle import check_target
 from meari.export.errors import ExportError
+from meari.export.target import check_target
 from tests.bulk.command import meari
 from tests.runtime.tiny_bundle import make_large, make_socket, write_tiny_bundle
 from tests.service.running import ROOT, clean_environment, running_server

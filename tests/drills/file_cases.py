@@ -34,7 +34,8 @@ from meari.bundle_format.names import Family
 from meari.bundle_format.store import add_zip
 from meari.errors import BundleError, MeariError
 from meari.export.errors import Unimportable
-from meari.importer.bundle import Source, read_foreign
+from meari.importer.bundle import read_foreign
+from meari.importer.source import Source
 from meari.models.checkpoint import fill_checkpoint, load_checkpoint
 from meari.models.config import RecurrentConfig, load_config
 from meari.models.errors import ModelsError

@@ -17,7 +17,8 @@ from torch import nn
 from meari.cli.main import group
 from meari.export.bundle import Run
 from meari.export.errors import BundleExists, Unimportable
-from meari.importer.bundle import Source, import_model, read_foreign
+from meari.importer.bundle import import_model, read_foreign
+from meari.importer.source import Source
 from meari.importer.vocabulary import read_vocabulary
 from meari.runtime.inspection import inspect_bundle
 from tests.export.serving import generate, score, served
@@ -285,6 +286,8 @@ def test_files_of_every_kind_give_the_same_model(words: Path) -> None:
     torch.save({"epoch": 3, "loss": torch.tensor(1.5), "model_state_dict": state}, folder / "checkpoint.pt")
     torch.save({f"module.{name}": tensor for name, tensor in state.items()}, folder / "parallel.pt")
     torch.save({"state_dict": {f"_orig_mod.model.{n}": t for n, t in state.items()}}, folder / "wrapped.ckpt")
+    torch.save({n.replace("rnn.", "rnn._orig_mod."): t for n, t in state.items()}, folder / "part-compiled.pt")
+    torch.save({("_orig_mod." if "rnn" in n else "") + n: t for n, t in state.items()}, folder / "part-named.pt")
     save_model(model, str(folder / "shared.safetensors"))
     save_file({name: tensor.clone() for name, tensor in state.items()}, folder / "copied.safetensors")
     once = {name: tensor for name, tensor in state.items() if name != "decoder.weight"}

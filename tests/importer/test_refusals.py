@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from meari.export.errors import Unimportable
-from meari.importer.bundle import Source, import_model, read_foreign
+from meari.importer.bundle import import_model, read_foreign
+from meari.importer.source import Source
 from meari.importer.vocabulary import make_tokenizer, read_vocabulary
 from tests.importer.foreign_models import PROJECTED, WORDS, WordLanguageModel, randomised
 
@@ -79,6 +80,11 @@ HOSTILE = {
         rf"^decoder.weight: got the shape \[{V}, 9\], expected \[{V}, 10\]",
     ),
     "one dimension": (with_("encoder.weight", torch.ones(V)), rf"^encoder.weight: got the shape \[{V}\], expected"),
+    "no numbers": (
+        with_("decoder.bias", torch.ones(V, device="meta")),
+        r"^decoder.bias: got a tensor on the meta device",
+    ),
+    "no name": (lambda state: state.update({1: torch.ones(2)}), r"model.pt: 1: got a int as a name, expected a text"),
     "no tensor": (lambda state: state.update(epoch=3), r"model.pt: epoch: got a int, expected a tensor"),
 }
 
@@ -164,6 +170,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     assert "did you mean <eos>?" in message
     assert "--unknown: got '<eos>', which is the boundary" in refusal(tmp_path, state, unknown="<eos>")
     assert 'got "the", expected single characters' in refusal(tmp_path, state, units="chars")
+    assert "--tied: got decoder.weight, which is not the embedding" in refusal(tmp_path, state, tied=True)
     assert "the layers are of a lstm" in refusal(tmp_path, state, activation="tanh")
 
 
