@@ -3,8 +3,8 @@
 Input: arriving requests, the bytes that each is about to hold, and when each ends. Output: a ticket, or Overloaded or
 TooLarge. Must not know: models, and what a request asks for.
 
-With N requests inside and X answered per second, each takes N / X seconds (Little's law). X hardly grows beyond the
-knee, so every further request only makes all of them wait longer. Yet a limit on N alone would refuse sixty clients
+With N requests inside and X answered per second, each takes N / X seconds (Little's law). Beyond some N X hardly
+grows, so every further request only makes all of them wait longer. Yet a limit on N alone would refuse sixty clients
 that each wait for their answer before they send the next request, or a burst that is soon over. Overload differs from
 both in how N grows: theirs grows at once and then stays, because one request arrives as another leaves; under overload
 it keeps growing.
@@ -38,16 +38,18 @@ STEEP_GROWTH: Final = 2  # has grown by more than this together, it is no burst,
 IDLE_SECONDS: Final = 0.25  # without a request: what came before says nothing any more
 CALM_RATIO: Final = 1.05  # arrivals to departures: the engine keeps up
 CALM_SLICES: Final = 6  # that tell so once no request is inside
-SILENCE: Final = 12  # departures and mean gaps between arrivals, without one, tell so, too
+SILENCE: Final = 16  # departures and mean gaps between arrivals, without one, tell so, too
 STORM_SLICES: Final = 4
 STORM_RATIO: Final = 8  # arrivals to departures: clients do not wait before they ask again
-KNEE_RATE: Final = 0.98  # of the requests a second of all slots: as many as are inside under overload give that
+LIGHT_LOAD: Final = 0.8  # of the rate of all slots: what still counts as no overload
+LATENESS: Final = 2.0  # of an answer under overload, to one under light load
+LEAST_RATE: Final = 0.95  # of that of all slots: so much is answered under overload, even if it is later then
 FIRST_RATIO: Final = 2.0  # of a step's fixed cost to that of a request in it, until it is measured
 MEMORY: Final = 0.8  # share of what was measured before, at every measurement
-MAX_KNEE_SHARE: Final = 0.85  # of the slots
+MAX_SHARE: Final = 0.85  # of the slots
 BUSY_SHARE: Final = 0.5  # of a CPU: with less, a measurement says little
 RETRY_SPREAD: Final = 2.0  # times as late as others, the last clients should ask again
-MIN_KNEE: Final = 8  # requests: with fewer, chance leaves a worker without work too often
+MIN_INSIDE: Final = 8  # requests: with fewer, chance leaves a worker without work too often
 MAX_RETRY_SECONDS: Final = 60
 FAIR_REQUESTS: Final = 16  # half of the threads beyond the bound
 SMALL_BYTES: Final = 1 << 20  # of a request: only such ones may hold the last eighth of the bound on bytes
@@ -170,13 +172,17 @@ class OverloadGate:
         return sum(self._arrivals), SLICE * (len(self._arrivals) - 1) + self._num_left
 
 
-class Knee:
-    """The fewest requests that give nearly the rate of as many as there are slots.
+class Level:
+    """The number of requests that make an answer twice as late as under light load, or more if the rate needs them.
 
     With N requests inside, a step takes a + b N seconds of CPU: a for the graph's weights and the turn, b for each
-    request's share of everything else, its parsing and sending included. N requests then have the share N / (a / b + N)
-    of the rate of infinitely many. The ratio a / b is that of a model and a machine; it is found from the fixed part of
-    all steps, the CPU time of the process, and how many requests were inside meanwhile, so it is measured at any load.
+    request's share of everything else, its parsing and sending included. With r = a / b the rate is N / (r + N) of that
+    of infinitely many, and an answer takes r + N units of time. The ratio is that of a model and a machine; it is found
+    from the fixed part of all turns, the CPU time of the process, and how many requests were inside meanwhile, so it is
+    measured at any load.
+
+    At a share q of the highest rate (Poisson, the worker shared evenly), r + 1 and q make a negative binomial
+    distribution of N, whose mean is (r + 1) q / (1 - q). An answer takes (r + 1) / (1 - q) units then, by Little's law.
 
     size  the number
     """
@@ -189,9 +195,10 @@ class Knee:
     @property
     def size(self) -> int:
         ratio = self._fixed / self._rest
-        share = KNEE_RATE * self._num_slots / (ratio + self._num_slots)
-        fewest = math.ceil(ratio * share / (1.0 - share))
-        return max(MIN_KNEE, min(fewest, round(MAX_KNEE_SHARE * self._num_slots)))
+        highest = self._num_slots / (ratio + self._num_slots)
+        late = LATENESS * (ratio + 1.0) / (1.0 - LIGHT_LOAD * highest) - ratio
+        needed = ratio * LEAST_RATE * highest / (1.0 - LEAST_RATE * highest)
+        return max(MIN_INSIDE, round(min(max(late, needed), MAX_SHARE * self._num_slots)))
 
     def observe(self, now: float, inside_seconds: float, cpu_seconds: float, fixed_seconds: float) -> None:
         """Take what has been counted so far: all but `now` are totals since the start."""
@@ -217,7 +224,7 @@ class Admission:
         self._max_bytes = max_bytes
         self._gate = OverloadGate(num_slots, clock)
         self._clock = clock
-        self._knee = Knee(num_slots)
+        self._level = Level(num_slots)
         self._lock = threading.Lock()
         self._requests = 0
         self._inside: Counter[str] = Counter()  # requests by caller
@@ -235,18 +242,18 @@ class Admission:
         return self._bytes
 
     @property
-    def knee(self) -> int:
+    def level(self) -> int:
         """Requests that are let in under overload."""
-        return self._knee.size
+        return self._level.size
 
     def observe(self, cpu_seconds: float, fixed_seconds: float) -> None:
-        """Measure where the knee is; called now and then.
+        """Measure the level under overload; called now and then.
 
         cpu_seconds    of this process since its start
         fixed_seconds  of them, what all steps took whatever the number of their rows
         """
         with self._lock:
-            self._knee.observe(self._clock(), self._gate.inside_seconds(), cpu_seconds, fixed_seconds)
+            self._level.observe(self._clock(), self._gate.inside_seconds(), cpu_seconds, fixed_seconds)
 
     @property
     def is_limiting(self) -> bool:
@@ -278,7 +285,7 @@ class Admission:
             self._gate.note_arrival()
             is_overload = self._gate.is_limiting
             num_inside = self._gate.num_inside - is_received if is_overload else self._requests
-            bound = min(self.knee, self._max_requests) if is_overload else self._max_requests
+            bound = min(self.level, self._max_requests) if is_overload else self._max_requests
             if self._has_room(share, num_inside, bound):
                 return
             if not is_received:

@@ -203,7 +203,7 @@ class Engine:
             waiting=self._queue.num_waiting,
             waiting_tokens=self._queue.num_waiting_tokens,
             cache_bytes=self._cache.num_bytes if self._cache is not None else 0,
-            fixed_seconds=self._lanes.writing.num_steps * self._runner.fixed_step_seconds,
+            fixed_seconds=self._lanes.writing.fixed_seconds,
             token_gaps=self._lanes.writing.gaps,
         )
 

@@ -89,7 +89,7 @@ class EngineStats:
     waiting: int = 0  # requests that hold a place in the queue
     waiting_tokens: int = 0  # that those may need
     cache_bytes: int = 0  # in use
-    fixed_seconds: float = 0.0  # CPU time of all writing steps, whatever the number of their rows
+    fixed_seconds: float = 0.0  # CPU time of all writing turns, whatever the number of their rows
     token_gaps: HistogramCounts = EMPTY  # seconds from one token of a sample to the next
 
     def plus(self, other: EngineStats) -> EngineStats:
@@ -146,6 +146,11 @@ class Pace:
         step, rest = run_seconds / steps, max(0.0, turn_seconds - run_seconds)
         old_step, old_rest = self._seconds.get(size, (step, rest))
         self._seconds[size] = 0.75 * old_step + 0.25 * step, 0.75 * old_rest + 0.25 * rest
+
+    @property
+    def fixed_seconds(self) -> float:
+        """CPU time that a turn takes beside its steps, whatever the number of its rows: that of the fewest seen."""
+        return min((rest for _, rest in self._seconds.values()), default=0.0)
 
     def max_steps(self, rows: int, turn_seconds: float) -> int:
         """Return the number of steps that fit into a turn."""

@@ -62,7 +62,11 @@ class CachedStart:
 
 
 class WritingLane:
-    """The sequences that write. `spent` is the seconds of the lane's turns, `num_steps` the number of their steps."""
+    """The sequences that write.
+
+    spent          seconds of the lane's turns
+    fixed_seconds  of them, those that do not depend on the number of rows
+    """
 
     def __init__(self, runner: Runner, clock: Callable[[], float]) -> None:
         self._runner = runner
@@ -76,8 +80,7 @@ class WritingLane:
         self._pace = Pace()
         self._gaps = TokenGaps()
         self._undisturbed = 0.0  # seconds of the turns since a sequence came
-        self.num_steps = 0
-        self.spent = 0.0
+        self.spent = self.fixed_seconds = 0.0
 
     def __len__(self) -> int:
         return len(self._batch) + len(self._starts) + len(self._joining)
@@ -143,10 +146,10 @@ class WritingLane:
         self._starts = []
         if rows:
             now, steps = self._clock(), max(1, result.num_rows // rows)
-            self.num_steps += steps
             seconds = thread_time() - started
             self._undisturbed += seconds
             self._pace.add(rows, steps, self._runner.run_seconds - run_before, seconds)
+            self.fixed_seconds += steps * self._runner.fixed_step_seconds + self._pace.fixed_seconds
             num_first = sum(isinstance(start.sequence, SampledSequence) for start in starts)
             self._gaps.add(_gaps_of(joining), result.num_sampled - num_first, steps, now)
         self._forget_ended()
