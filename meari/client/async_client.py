@@ -25,6 +25,7 @@ from meari.client.service import (
     FIRST_REFUSAL,
     LAST_EVENT,
     PATIENCE_SECONDS,
+    check_options,
     checked_url,
     event_data,
     refusal,
@@ -142,6 +143,7 @@ class AsyncClient:
         self, url: str, *, key: str = "", timeout: float = ANSWER_SECONDS, patience: float = PATIENCE_SECONDS
     ) -> None:
         """Connect with the first request; `url`, `key`, `timeout` and `patience` are those of `Client`."""
+        check_options(key, timeout, patience)
         self.url = checked_url(url)
         self._key = key
         self._patience = patience

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar, Unpack
 from meari.client import calls
 from meari.client.answers import Completions, Generation, ScoreAnswer, Token
 from meari.client.fields import CompleteFields, GenerateFields, ScoreFields
-from meari.client.service import ANSWER_SECONDS, PATIENCE_SECONDS, RemoteService, checked_url
+from meari.client.service import ANSWER_SECONDS, PATIENCE_SECONDS, RemoteService, check_options, checked_url
 from meari.client.streams import Pieces, Stream
 
 __all__ = ["Client"]
@@ -41,12 +41,15 @@ class Client:
     ) -> None:
         """Connect with the first request.
 
-        url       http://HOST:PORT or https://HOST; ValueError if it is something else
+        url       http://HOST:PORT or https://HOST
         key       API key, for a service that asks for one
         timeout   seconds of silence after which an answer is given up
         patience  seconds to wait at most after refusals, all of one request together, an hour past a limit of the
                   key; 0: not at all
+
+        Raises ValueError for what is no such URL, key or time.
         """
+        check_options(key, timeout, patience)
         self.service = RemoteService(checked_url(url), key, patience, answer_seconds=timeout)
 
     def generate(self, prompt: str = "", *, model: str | None = None, **fields: Unpack[GenerateFields]) -> Generation:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
@@ -33,6 +34,7 @@ __all__ = [
     "Events",
     "RemoteService",
     "all_models",
+    "check_options",
     "checked_url",
     "event_data",
     "find_model",
@@ -60,11 +62,22 @@ def checked_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         well_formed = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        well_formed &= "@" not in parts.netloc  # a name and password, which nothing would send
     except (ValueError, AttributeError, TypeError):  # the latter two of what is no text
         well_formed = False
     if not well_formed or parts.query or parts.fragment or any(character.isspace() for character in url):
         raise ValueError(f"got {url!r}, expected http://HOST:PORT or https://HOST")
     return url.rstrip("/")
+
+
+def check_options(key: str, timeout: float, patience: float) -> None:
+    """Raise ValueError for a key that no header can have, and for times that are none."""
+    if not isinstance(key, str) or not (key.isascii() and key.isprintable()):
+        raise ValueError("key: got other characters, expected printable ASCII characters, which a header can have")
+    for name, value, fits in (("timeout", timeout, "over 0"), ("patience", patience, "of 0 or more")):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not (0 < value < math.inf or (value == 0 and name == "patience")):
+            raise ValueError(f"{name}: got {value!r}, expected a finite number of seconds {fits}")
 
 
 class Events(Iterator[bytes]):
@@ -232,19 +245,33 @@ def refusal(url: str, status: int | None, body: bytes, reason: str) -> Refused:
     return Refused(url, status, code, message[:MESSAGE_CHARS])
 
 
-def retry_seconds(refused: Refused, header: str | None, waited: float, patience_seconds: float) -> float | None:
+def retry_seconds(
+    refused: Refused,
+    header: str | None,
+    waited: float,
+    patience_seconds: float,
+    clock: Callable[[], float] = time.time,
+) -> float | None:
     """Return how long to wait before a refused request is sent again, None if it is not.
 
-    header            value of Retry-After; a second if it is not a number of seconds
+    header            value of Retry-After: seconds or, as proxies send it, a date; a second if it is neither
     waited            seconds after earlier refusals of the same request
     patience_seconds  longest wait together; past a limit of the key, which other requests use too, an hour; 0: no wait
     """
     if refused.status not in RETRIED:
         return None
-    try:
-        seconds = float(header or DEFAULT_RETRY_SECONDS)
-    except ValueError:
-        seconds = DEFAULT_RETRY_SECONDS
+    seconds = _seconds(header, clock)
     seconds = max(0.0, seconds) if math.isfinite(seconds) else DEFAULT_RETRY_SECONDS
     patience = LIMIT_SECONDS if refused.code == PAST_LIMIT and patience_seconds else patience_seconds
     return seconds if waited + seconds <= patience else None
+
+
+def _seconds(header: str | None, clock: Callable[[], float]) -> float:
+    try:
+        return float(header or DEFAULT_RETRY_SECONDS)
+    except ValueError:
+        pass
+    try:
+        return parsedate_to_datetime(header or "").timestamp() - clock()
+    except (ValueError, OverflowError):
+        return DEFAULT_RETRY_SECONDS

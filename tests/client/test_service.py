@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import http.server
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
+import meari
 from meari.client.errors import BadAnswer, Refused, RemoteError, Unreachable
-from meari.client.service import RemoteService, all_models, checked_url, find_model
+from meari.client.service import RemoteService, all_models, checked_url, find_model, retry_seconds
 from tests.service.running import free_port
 
 OVERLOADED = b'{"error": {"code": "overloaded", "message": "too many requests", "request_id": "1"}}'
@@ -69,6 +72,34 @@ def test_refused_request_is_retried_after_the_given_seconds() -> None:
         assert RemoteService(url, sleep=slept.append).post("/score", b"{}") == b"done"
     assert slept == [3.0, 2.0]
     assert [body for _, _, body in script.received] == [b"{}"] * 3
+
+
+def test_date_of_a_proxy_is_waited_for() -> None:
+    refused = Refused("", 429, "overloaded", "too many requests")
+    date = "Sun, 06 Nov 1994 08:49:37 GMT"
+    assert retry_seconds(refused, date, 0.0, 10.0, lambda: 784111770.0) == 7.0
+    assert retry_seconds(refused, date, 0.0, 10.0, lambda: 784111780.0) == 0.0
+    assert retry_seconds(refused, date, 4.0, 10.0, lambda: 784111770.0) is None
+    assert retry_seconds(refused, "tomorrow", 0.0, 10.0) == 1.0
+
+
+@pytest.mark.parametrize("make", [meari.Client, meari.AsyncClient])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"timeout": 0}, "timeout: got 0, expected a finite number of seconds over 0"),
+        ({"timeout": "3"}, "timeout: got '3'"),
+        ({"timeout": float("inf")}, "timeout: got inf"),
+        ({"patience": -1.0}, "patience: got -1.0, expected a finite number of seconds of 0 or more"),
+        ({"patience": True}, "patience: got True"),
+        ({"key": "two\nlines"}, "key: got other characters"),
+        ({"key": "\u00e9"}, "key: got other characters"),
+        ({"key": b"bytes"}, "key: got other characters"),
+    ],
+)
+def test_clients_refuse_options_that_no_request_could_use(make: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make("http://127.0.0.1:1", **options)
 
 
 def test_retries_end_after_the_given_patience() -> None:
