@@ -75,11 +75,31 @@ def command(
 
     root = bundles or data_folder()
     if action == "add":
-        _tell_added([_add(source, root, sha256, name, timeout) for source in sources], as_json=as_json)
+        _add_all(sources, root, sha256, name, timeout, as_json=as_json)
     else:
         _remove(sources[0], root, as_json=as_json)
     if bundles is None:
         _warn_unseen(root)
+
+
+def _add_all(
+    sources: tuple[str, ...], root: Path, sha256: str | None, name: str | None, timeout: float, *, as_json: bool
+) -> None:
+    """Add one after another, and tell of each what was done. Raises as `_add`, with the source in the message."""
+    from meari.errors import BundleError
+
+    added = []
+    for source in sources:
+        try:
+            each = _add(source, root, sha256, name, timeout)
+        except BundleError as error:
+            is_told = "://" in source or source in str(error)  # a URL may have secrets
+            raise BundleError(str(error) if is_told else f"{source}: {error}") from None
+        added.append(each)
+        if not as_json:
+            click.echo(f"{each.name} {'is now' if each.is_new else 'was already'} in {each.folder.parent}")
+    if as_json:
+        echo_json({"added": [{**dataclasses.asdict(each), "folder": str(each.folder)} for each in added]})
 
 
 def _add(source: str, root: Path, sha256: str | None, name: str | None, timeout: float) -> Added:
@@ -135,14 +155,6 @@ def _check_hash(path: Path, sha256: str) -> None:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != sha256.lower():
         raise BundleError(f"{path}: SHA-256: got {digest}, expected {sha256.lower()}; nothing of it was used")
-
-
-def _tell_added(added: list[Added], *, as_json: bool) -> None:
-    if as_json:
-        echo_json({"added": [{**dataclasses.asdict(each), "folder": str(each.folder)} for each in added]})
-        return
-    for each in added:
-        click.echo(f"{each.name} {'is now' if each.is_new else 'was already'} in {each.folder.parent}")
 
 
 def _remove(name: str, root: Path, *, as_json: bool) -> None:

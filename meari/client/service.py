@@ -70,14 +70,18 @@ def checked_url(url: str) -> str:
     return url.rstrip("/")
 
 
-def check_options(key: str, timeout: float, patience: float) -> None:
+def check_options(key: object, timeout: object, patience: object) -> None:
     """Raise ValueError for a key that no header can have, and for times that are none."""
     if not isinstance(key, str) or not (key.isascii() and key.isprintable()):
         raise ValueError("key: got other characters, expected printable ASCII characters, which a header can have")
-    for name, value, fits in (("timeout", timeout, "over 0"), ("patience", patience, "of 0 or more")):
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not (0 < value < math.inf or (value == 0 and name == "patience")):
-            raise ValueError(f"{name}: got {value!r}, expected a finite number of seconds {fits}")
+    if not _is_time(timeout) or not timeout:
+        raise ValueError(f"timeout: got {timeout!r}, expected a finite number of seconds over 0")
+    if not _is_time(patience):
+        raise ValueError(f"patience: got {patience!r}, expected a finite number of seconds of 0 or more")
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 class Events(Iterator[bytes]):

@@ -112,6 +112,15 @@ def test_added_bundle_is_found_by_every_verb_and_removed_again(tiny: Path, data:
     assert names(data) == []
 
 
+def test_each_of_several_sources_is_told_until_one_fails_by_its_name(tiny: Path, data: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.zip"
+    cut.write_bytes(tiny.with_suffix(".zip").read_bytes()[:100])
+    done = run("add", tiny, cut, tiny.with_suffix(".zip"))
+    assert done.exit_code == 1
+    assert done.stdout == f"tiny is now in {data}\n"
+    assert str(cut) in str(done.exception)
+
+
 def test_list_shows_every_folder_and_which_bundle_is_hidden(tiny: Path, data: Path) -> None:
     run("add", tiny)
     shutil.copytree(tiny, "bundles/tiny")
