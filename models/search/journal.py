@@ -65,7 +65,7 @@ class Journal:
         if head != described:
             differ = sorted(key for key in {*head, *described} if head.get(key) != described.get(key))
             raise SearchError(
-                f"{self.path}: was started with another {', '.join(differ)}, so it cannot be resumed; undo the "
+                f"{self.path}: was started with different {', '.join(differ)}, so it cannot be resumed; undo the "
                 "changes, replace it with --overwrite, or choose another folder with --run"
             )
         self._replace({"search": head}, *map(asdict, trials))

@@ -97,9 +97,9 @@ def test_search_is_not_overwritten_or_continued_with_other_settings(tmp_path: Pa
     run(config, folder, replace(ALL, trials=1))
     with pytest.raises(SearchError, match="continue it with --resume, replace it with --overwrite"):
         run(config, folder)
-    with pytest.raises(SearchError, match="was started with another settings"):
+    with pytest.raises(SearchError, match="was started with different settings"):
         run(config, folder, start=Start.RESUME, settings={"model.hidden_size": [4]})
-    with pytest.raises(SearchError, match="was started with another config"):
+    with pytest.raises(SearchError, match="was started with different config"):
         run(replace(config, seed=2), folder, start=Start.RESUME)
     assert len(run(config, folder, replace(ALL, trials=1), Start.OVERWRITE)[0].trials) == 1
     (folder / NAME).write_text("no journal\n")
