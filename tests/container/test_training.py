@@ -37,3 +37,14 @@ def test_image_trains_as_a_numeric_non_root_user_and_has_no_health_to_ask(docker
     assert int(config["User"].partition(":")[0]) > 0
     assert config["Healthcheck"]["Test"] == ["NONE"]
     assert "--minutes" in docker.run("run", "--rm", training_image)
+
+
+def test_bytecode_of_all_that_trains_and_exports_is_kept(docker: Docker, training_image: str) -> None:
+    code = (
+        "import os, sys, meari.export.bundle, meari.models.planning.run, meari.models.training.run\n"
+        "paths = [getattr(module, '__cached__', None) for module in sys.modules.values()]\n"
+        "print(len(paths), [path for path in paths if isinstance(path, str) and not os.path.exists(path)])"
+    )
+    number, missing = docker.run("run", "--rm", "--entrypoint", "python", training_image, "-c", code).split(" ", 1)
+    assert int(number) > 1000
+    assert missing.strip() == "[]"
