@@ -1,7 +1,8 @@
-"""Test the import rules of pyproject.toml."""
+"""Test the import rules of pyproject.toml, and that what is imported is not compiled anew each time."""
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,3 +51,19 @@ def test_installed_code_never_unpickles() -> None:
     assert all(text.count(each) == 1 for each in harmless)
     assert len(found.pop(importer)) == len(harmless)
     assert [str(path) for path, each in found.items() if each] == []
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_commands_of_make_keep_bytecode_whatever_the_environment_says() -> None:
+    """Most of what an import of torch takes is its compilation."""
+    rule = "shown: ; @echo bytecode=$$PYTHONDONTWRITEBYTECODE"
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "MAKEFLAGS": ""}
+    run = subprocess.run(
+        ["make", "--silent", "--eval", rule, "shown"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.stdout, run.stderr) == ("bytecode=\n", "")
