@@ -92,7 +92,6 @@ def may_answer(host: str, sent_host: str, allowed: tuple[str, ...]) -> bool:
     return may_answer_host(host, allowed) and may_answer_host(sent_host, allowed)
 
 
-@lru_cache(maxsize=256)
 def may_answer_host(host: str, allowed: tuple[str, ...]) -> bool:
     """Tell whether a request with this `Host` is answered.
 
