@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, until
 from tests.service.running import ROOT, Server, running_server
 from tests.service.web.conftest import Visit
 from tests.service.web.test_write import finished, write
@@ -92,7 +92,7 @@ def test_small_limit_bounds_fields_and_copies_and_a_link_s_settings_outlive_a_re
         assert finished(other.page) == written
         other.page.click("#write-go")  # another text takes the link's place in the address
         finished(other.page)
-        other.page.wait_for_function("location.hash === '#write'")
+        until(lambda: other.page.url.endswith("#write"))
         other.page.reload()
         other.page.wait_for_selector("#write-go:enabled")
         names = ("prompt", "repetition_penalty", "max_tokens")
@@ -143,7 +143,7 @@ def test_prompt_of_a_link_is_text_and_no_markup(visit: Visit) -> None:
     page = visit.page
     page.wait_for_selector("#write-again:enabled")
     page.evaluate("link => { location.hash = link }", _link(**{**GOOD, "prompt": HOSTILE}))
-    page.wait_for_function("text => document.getElementById('write-prompt-shown').textContent === text", arg=HOSTILE)
+    until(lambda: page.text_content("#write-prompt-shown") == HOSTILE)
     assert page.input_value("#write-prompt") == HOSTILE
     assert page.evaluate("window.hit") is None
     assert page.locator("#pane-write img, #pane-write script").count() == 0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, until
 from tests.service.running import Server, running_server
 from tests.service.web.conftest import Visit
 
@@ -245,7 +245,7 @@ def test_drawn_cell_runs_on_the_tokens_of_a_loaded_model(visit: Visit, released_
     run.locator("select").select_option("shakespeare-lstm")
     run.locator("input").fill("The bells")
     run.locator("input").press("Enter")
-    page.wait_for_function("() => document.querySelector('[data-run=lstm] output').textContent === 'Token 1 of 9: T'")
+    until(lambda: run.locator("output").text_content() == "Token 1 of 9: T")
     assert run.locator("tr").nth(1).locator("td").all_inner_texts() == ["–"] * 8
     for _ in range(3):
         run.get_by_role("button", name="One token on").click()
@@ -330,14 +330,14 @@ def test_model_of_another_corpus_writes_the_line_that_the_panes_begin_with(
         page.wait_for_selector("[data-card=write-model]:not(:empty)")
         assert re.search(r"RNN, [1-9][\d,]* parameters", page.locator("[data-card=write-model]").inner_text())
         visit.open_pane("score")
-        page.wait_for_function("document.getElementById('score-texts').value !== ''")
+        until(lambda: page.input_value("#score-texts") != "")
         assert page.input_value("#score-texts") == line
         page.fill("#score-texts", " ")
         page.click("#score-go")
         page.wait_for_selector("#score-none:visible")
         assert not page.locator("#score-some").is_visible()
         visit.open_pane("compare")
-        page.wait_for_function("document.getElementById('compare-prompt').value !== ''")
+        until(lambda: page.input_value("#compare-prompt") != "")
         name = page.locator("#compare-models label span").first
         assert name.evaluate("name => name.getClientRects().length") == 1  # a short name stays in one line
         page.fill("#compare-prompt", "")
@@ -346,7 +346,7 @@ def test_model_of_another_corpus_writes_the_line_that_the_panes_begin_with(
         page.wait_for_selector("canvas.heat")
         assert page.locator(".axis-seam").count() == 0  # without a prompt it has no end
         visit.open_pane("learn")
-        page.wait_for_function("[...document.querySelectorAll('.run input')].some(field => field.value !== '')")
+        until(lambda: any(field.input_value() for field in page.locator(".run input").all()))
         visit.context.close()
         assert visit.complaints == []
 
@@ -391,9 +391,8 @@ def test_completions_follow_the_text_and_are_taken_by_keys(visit: Visit, release
     expected = released_server.post("/complete", model="shakespeare-lstm", text="To be, or not to b").json()
     texts = [each["text"] for each in expected["completions"]]
     names = page.locator("#type-list .name")
-    page.wait_for_function(
-        "text => document.querySelector('#type-list:not([data-is-old]) .name')?.textContent === text", arg=texts[0]
-    )
+    shown = page.locator("#type-list:not([data-is-old]) .name").first
+    until(lambda: shown.text_content() == texts[0])
     assert names.all_text_contents() == [text.replace(" ", "␣") for text in texts]
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowDown")
