@@ -218,7 +218,9 @@ def _training(description: Description) -> str:
         cpu_seconds = checkpoint.figures.get("training_cpu_seconds")
         of_cpu = f" ({cpu_seconds / 60:.1f} minutes of CPU)" if isinstance(cpu_seconds, int | float) else ""
         machine = checkpoint.figures.get("machine", "an unnamed machine")
-        lines += [f"- trained for {seconds / 60:.1f} minutes{of_cpu} on {machine}"]
+        ended = checkpoint.figures.get("training_ended")
+        when = "" if ended is None else f", until {ended}"
+        lines += [f"- trained for {seconds / 60:.1f} minutes{of_cpu} on {machine}{when}"]
     lines += ["- the whole config is `training` in `manifest.json`"]
     settings = _table(("setting", "value"), recipe(checkpoint.config))
     curves = "\n\n![Training and validation curves](report.png)" if description.has_report else ""

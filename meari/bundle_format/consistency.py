@@ -124,6 +124,11 @@ def _check_figures(manifest: Manifest) -> None:
     if figures.get("parameters", trained) != trained:
         field = "figures.parameters, sizes.trained_parameters"
         raise contradiction(field, [figures["parameters"], trained], "the same")
+    try:
+        _ = manifest.training_ended
+    except (TypeError, ValueError) as error:
+        said = "a date as 2026-11-30, or no such field"
+        raise contradiction("figures.training_ended", figures["training_ended"], said) from error
     for name in TABLES:
         if not isinstance(figures.get(name, {}), dict):
             raise contradiction(f"figures.{name}", figures[name], "an object or no such field")

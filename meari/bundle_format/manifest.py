@@ -7,6 +7,7 @@ Unknown fields are refused: a bundle of a later format could mean something else
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from typing import Annotated, Any, Final, Literal
 
@@ -90,6 +91,15 @@ class Manifest(_Strict, frozen=True):
     def to_json(self) -> bytes:
         """Return the bytes of `manifest.json`. Raises ValueError for a number that is not finite."""
         return (json.dumps(msgspec.to_builtins(self), ensure_ascii=False, indent=2, allow_nan=False) + "\n").encode()
+
+    @property
+    def training_ended(self) -> dt.date | None:
+        """Date in UTC at which the training ended; None if the weights came from elsewhere or before there was a date.
+
+        Raises ValueError for what is no date.
+        """
+        stated = self.figures.get("training_ended")
+        return None if stated is None else dt.date.fromisoformat(stated)
 
     @property
     def has_ends(self) -> bool:

@@ -6,6 +6,7 @@ HTTP, settings.
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,14 +29,14 @@ class LoadedModel:
     """An opened bundle with its running engine.
 
     name        name of the bundle's folder, by which the model is called
-    written_at  seconds since 1970; kept because the folder may be removed while the model is served
+    created     seconds since 1970: the day the training ended, or when the bundle was written if it does not say
     """
 
     name: str
     bundle: Bundle
     tokenizer: TextTokenizer
     engine: Engine
-    written_at: int
+    created: int
 
 
 def load_model(folder: Path, limits: EngineLimits, signing_keys: Sequence[PublicKey] = ()) -> LoadedModel:
@@ -50,14 +51,17 @@ def open_for_engine(folder: Path, limits: EngineLimits, signing_keys: Sequence[P
 
 def start_model(bundle: Bundle, limits: EngineLimits) -> LoadedModel:
     """Start the engine of an opened bundle, which no other may have. Raises BundleError if its folder is gone."""
-    written_at = _written_at(bundle.folder)
+    created = _created(bundle)
     engine = Engine(bundle.runner, limits)
     engine.start()
-    return LoadedModel(bundle_name(bundle.folder), bundle, bundle.tokenizer, engine, written_at)
+    return LoadedModel(bundle_name(bundle.folder), bundle, bundle.tokenizer, engine, created)
 
 
-def _written_at(folder: Path) -> int:
+def _created(bundle: Bundle) -> int:
+    ended = bundle.manifest.training_ended
+    if ended is not None:
+        return int(dt.datetime.combine(ended, dt.time(), dt.UTC).timestamp())
     try:
-        return int((folder / MANIFEST).stat().st_mtime)
+        return int((bundle.folder / MANIFEST).stat().st_mtime)
     except OSError as error:
         raise BundleError(f"manifest.json: cannot be read: {error.strerror}") from error

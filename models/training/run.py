@@ -3,6 +3,7 @@
 Input: a config and a run folder. Output: the filled folder, and a `TrainingResult`. Must not know: the command line.
 """
 
+import datetime as dt
 import json
 import time
 from collections.abc import Callable
@@ -189,6 +190,7 @@ def measure_run(
         **({"bad_lines": corpus.num_bad_lines} if corpus.num_bad_lines else {}),
         "best_step": progress.best_step,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "training_ended": dt.datetime.now(dt.UTC).date().isoformat(),
         "machine": machine,
     }
     if isinstance(model, EchoStateNetwork):

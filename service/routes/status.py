@@ -191,5 +191,5 @@ def describe_model(model: LoadedModel, service: Service) -> dict[str, object]:
 
 
 def _card(model: LoadedModel) -> ModelCard:
-    """Return the description of a model; `created` is when its bundle was written."""
-    return ModelCard(model.name, model.written_at)
+    """Return the description of a model."""
+    return ModelCard(model.name, model.created)

@@ -86,8 +86,6 @@ async function loadModels() {
   const place = byId("models-error");
   try {
     const { models, default: standard } = await get("models");
-    const { data } = await get("v1/models");
-    for (const model of models) model.created = data.find(({ id }) => id === model.name)?.created;
     showError(place, null);
     const names = models.map(({ name }) => name);
     const first = firstModel(models, standard, language)?.name;

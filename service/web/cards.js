@@ -1,11 +1,11 @@
 // What the service says of a model, in one line: corpus, held-out figure, size, date.
 
-import { fixed, number, onLanguage, t, written } from "./i18n.js";
+import { day, fixed, number, onLanguage, t } from "./i18n.js";
 import { byId } from "./page.js";
 
 let models = new Map();
 
-/** found: as GET /models gives them, each with `created` of GET /v1/models. */
+/** found: as GET /models gives them. */
 export function offerCards(found) {
   models = new Map(found.map((model) => [model.name, model]));
   drawCards();
@@ -24,13 +24,13 @@ function drawCards() {
 }
 
 /** Parts that a bundle does not have are left out. */
-function describe({ corpus, family, precision, sizes, graphs, figures, created }) {
+function describe({ corpus, family, precision, sizes, graphs, figures }) {
   const bytes = Object.values(graphs).reduce((sum, graph) => sum + graph.bytes, 0);
   const parts = [
     corpus.name && t(corpus.licence ? "card.corpus" : "card.corpus.only", corpus),
     heldOut(figures),
     t("card.size", { family: family.toUpperCase(), parameters: parametersOf(sizes), megabytes: fixed(bytes / 1e6, 1), precision }),
-    created && t("card.date", { date: written(created) }),
+    figures?.training_ended && t("card.date", { date: day(figures.training_ended) }),
   ];
   return parts.filter(Boolean).join(" · ");
 }

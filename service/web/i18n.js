@@ -34,9 +34,9 @@ export function percent(probability) {
   return new Intl.NumberFormat(language, { style: "percent", maximumFractionDigits: digits }).format(probability);
 }
 
-/** A date, of seconds since 1970. */
-export function written(seconds) {
-  return new Intl.DateTimeFormat(language, { dateStyle: "medium" }).format(1000 * seconds);
+/** A date in words, of one as "2026-11-30". */
+export function day(date) {
+  return new Intl.DateTimeFormat(language, { dateStyle: "medium", timeZone: "UTC" }).format(new Date(date));
 }
 
 /** Begin with the language chosen before, else with the browser's. */

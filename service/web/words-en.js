@@ -47,7 +47,7 @@ export const en = {
   "card.size": "{family}, {parameters}, {megabytes} MB ({precision})",
   "card.parameters": "{millions} M parameters",
   "card.parameters.few": "{parameters} parameters",
-  "card.date": "bundle of {date}",
+  "card.date": "trained until {date}",
 
   "legend.label": "Shades of surprisal, in bits",
   "token.end": "end of text",

@@ -47,7 +47,7 @@ export const ko = {
   "card.size": "{family}, {parameters}, {megabytes}MB ({precision})",
   "card.parameters": "매개변수 {millions}M개",
   "card.parameters.few": "매개변수 {parameters}개",
-  "card.date": "번들 날짜 {date}",
+  "card.date": "학습 종료 {date}",
 
   "legend.label": "놀라움을 나타내는 색, 단위는 비트",
   "token.end": "글의 끝",

@@ -145,7 +145,7 @@ def test_model_card_describes_the_run(bundle: Path) -> None:
         "| steps | 1 steps of 32 streams by 64 tokens |",
         "| optimizer | AdamW, weight decay 0.01, gradients clipped to norm 1 |",
         "| products in training | float32 |",
-        "trained for 2.3 minutes (1.1 minutes of CPU) on a machine",
+        "trained for 2.3 minutes (1.1 minutes of CPU) on a machine, until 2026-11-30",
         "the int8 bundle has perplexity",
         "curl -s",
         "## Samples",

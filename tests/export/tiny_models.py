@@ -157,6 +157,7 @@ def make_run(
     (folder / "report.png").write_bytes(b"a picture")
     figures: dict[str, object] = {"validation": {"nats_per_token": 2.85, "perplexity": 17.29, "num_tokens": 4321}}
     figures |= {"training_seconds": 138.0, "training_cpu_seconds": 66.0, "machine": "a machine"}
+    figures |= {"training_ended": "2026-11-30"}
     (folder / "figures.json").write_text(json.dumps(figures), encoding="utf-8")
     best = folder / "best"
     best.mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import gzip
 import http.client
 import json
@@ -269,6 +270,10 @@ def removed(tmp_path: Path) -> Iterator[Flask]:
     """Make an application whose bundles have been deleted."""
     for name in ("letters", "other"):
         write_tiny_bundle(tmp_path / "bundles" / name)
+    manifest = tmp_path / "bundles" / "other" / "manifest.json"
+    fields = json.loads(manifest.read_bytes())
+    fields["figures"]["training_ended"] = "2026-11-30"
+    manifest.write_text(json.dumps(fields), encoding="utf-8")
     app = create_app(Settings(bundles=tmp_path / "bundles", workers=1, log_level="error"))
     assert app.extensions["meari"].registry.wait_loaded(PATIENCE)
     app.extensions["created"] = int((tmp_path / "bundles" / "letters" / "manifest.json").stat().st_mtime)
@@ -282,7 +287,8 @@ def test_loaded_bundles_are_served_after_their_folder_is_deleted(removed: Flask)
     for path in ("/models", "/models/letters", "/v1/models/letters", "/readyz", "/openapi.json", "/metrics", "/docs"):
         assert client.get(path).status_code == 200, path
     cards = client.get("/v1/models").get_json()["data"]
-    assert [card["created"] for card in cards if card["id"] == "letters"] == [removed.extensions["created"]]
+    ended = int(dt.datetime(2026, 11, 30, tzinfo=dt.UTC).timestamp())  # as the manifest of the other one says
+    assert {card["id"]: card["created"] for card in cards} == {"letters": removed.extensions["created"], "other": ended}
     bodies: dict[str, dict[str, Any]] = {
         "/generate": {"prompt": "a", "return_state": True},
         "/score": {"text": "abc", "words": True},

@@ -1,5 +1,6 @@
 """Test the training loop: loss near the entropy, bit-for-bit resumption, and every way to end."""
 
+import datetime as dt
 import json
 import math
 import os
@@ -172,6 +173,9 @@ def test_time_limit_ends_a_run_with_checkpoint_figures_and_report(tmp_path: Path
     assert set(figures) >= {"validation", "test", "training_seconds", "epochs", "machine"}
     assert isinstance(figures["training_seconds"], float)
     assert figures["training_seconds"] >= 60
+    assert dt.datetime.now(dt.UTC).date() - dt.date.fromisoformat(str(figures["training_ended"])) <= dt.timedelta(
+        days=1
+    )
 
 
 def test_processor_time_of_all_parts_of_a_run_is_counted(tmp_path: Path) -> None:
