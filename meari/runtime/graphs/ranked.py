@@ -2,8 +2,8 @@
 
 Input: names of values in a graph. Output: nodes that choose a token. Must not know: the other rows' samplers.
 
-They are found in the blocks with the top_k largest maxima. So few are left that they are sampled in order: min_p, then
-top_p, then the running sum.
+They are found in the blocks with the top_k largest maxima, among tokens no less likely than the least of these. So few
+are left that they are sampled in order: min_p, then top_p, then the running sum.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from meari.runtime.graphs.rows import (
 
 __all__ = ["draw_ranked"]
 
+MARGIN: Final = 2.0**-6  # nats below the bound, so that a token at the bound comes before those left out
 NUM_RANKINGS: Final = 2  # at most: without and with all ties
 TOKEN: Final = ("int64", 1)  # type and width of a number a row
 
@@ -113,7 +114,7 @@ def _last_of_top_k(drawing: Drawing, found: str, choice: Choice) -> str:
 
 def _rank(drawing: Drawing, logprobs: str, most: str, vocabulary_size: int) -> str:
     """Return the `most` likeliest tokens, likeliest first, of equals the lower ids first, int64 [rows, most]."""
-    cut = Blocks(vocabulary_size)
+    cut = Blocks(vocabulary_size, times=2)
     if cut.count == 1:
         return _places_of_largest(drawing, logprobs, most)
     if cut.padding:
@@ -126,7 +127,13 @@ def _rank(drawing: Drawing, logprobs: str, most: str, vocabulary_size: int) -> s
     ordered = f"{drawing.name}.ordered"  # so that of equal tokens the lower ids come first
     drawing.op("TopK", largest, enough, outputs=[ordered, f"{ordered}.places"], axis=1, largest=0)
     found = drawing.op("GatherND", blocks, drawing.op("Unsqueeze", ordered, drawing.integers(2)), batch_dims=1)
-    places = _places_of_largest(drawing, drawing.op("Reshape", found, drawing.integers(0, -1)), most)
+    # At least `most` tokens are as likely as the least likely of the maxima: the order of others is left out, which is
+    # most of what TopK takes. If there are not so many blocks, all tokens are there.
+    bound = drawing.op("Sub", total(drawing, f"{maxima}.largest"), drawing.constant(np.array(MARGIN, np.float32)))
+    is_short = drawing.op("Greater", most, drawing.integers(cut.count))
+    bound = drawing.op("Where", is_short, drawing.constant(np.array(np.finfo(np.float32).min, np.float32)), bound)
+    found = drawing.op("Max", drawing.op("Reshape", found, drawing.integers(0, -1)), bound)
+    places = _places_of_largest(drawing, found, most)
     size = drawing.number(cut.size)
     block = drawing.op("GatherElements", ordered, drawing.op("Div", places, size), axis=1)
     return drawing.op("Add", drawing.op("Mul", block, size), drawing.op("Mod", places, size))

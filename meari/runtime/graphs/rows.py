@@ -46,11 +46,12 @@ class Choice:
 class Blocks:
     """The blocks of a row of the vocabulary: one if small, else about sqrt(V), unpadded if a divisor is near."""
 
-    def __init__(self, vocabulary_size: int) -> None:
+    def __init__(self, vocabulary_size: int, *, times: int = 1) -> None:
+        """times: as many."""
         if vocabulary_size <= SMALL:
             self.count, self.size, self.padding = 1, vocabulary_size, 0
             return
-        root = max(2, round(vocabulary_size**0.5))
+        root = max(2, round(vocabulary_size**0.5 / times))
         near = sorted(range(max(2, root // 3), 3 * root + 1), key=lambda size: abs(size - root))
         exact = (size for size in near if vocabulary_size % size == 0 and vocabulary_size // size > 1)
         self.size = next(exact, root)
