@@ -178,6 +178,11 @@ class Connection(socket.socket):
         """Bytes of an answer that are kept."""
         return len(self._rest)
 
+    @property
+    def num_kept(self) -> int:
+        """Bytes that it holds while it waits."""
+        return len(self._rest)
+
     def flush(self) -> None:
         """Send on what was kept. Raises OSError, TimeoutError once the client has stalled."""
         self._rest = self._rest[self._send_now(self._rest) :] or memoryview(b"")  # an empty part would hold the whole

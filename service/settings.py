@@ -340,6 +340,8 @@ def _contradictions(settings: Settings) -> Iterator[Problem]:
     if (settings.tls_certificate is None) != (settings.tls_key is None):
         missing, set_one = ("KEY", "CERTIFICATE") if settings.tls_key is None else ("CERTIFICATE", "KEY")
         yield Problem(f"MEARI_TLS_{missing}", None, f"a file, because MEARI_TLS_{set_one} is set")
+    elif settings.tls_certificate is not None and settings.max_inflight_bytes < MIB:  # half of it is for connections
+        yield Problem("MEARI_MAX_INFLIGHT_BYTES", str(settings.max_inflight_bytes), f"at least {MIB} with TLS")
     if settings.drain_seconds > settings.graceful_timeout_seconds:
         expected = f"at most MEARI_GRACEFUL_TIMEOUT_SECONDS, which is {settings.graceful_timeout_seconds:g}"
         yield Problem("MEARI_DRAIN_SECONDS", f"{settings.drain_seconds:g}", expected)

@@ -24,6 +24,7 @@ from meari.service.clients import Connection
 
 __all__ = ["Certificate", "NotTls", "TlsConnection", "expiry_of", "load_context"]
 
+TLS_BYTES: Final = 20_000  # of a connection, measured
 HANDSHAKE: Final = b"\x16"  # the first byte of every TLS connection
 RECORD_BYTES: Final = 16384
 RECEIVE_BYTES: Final = 65536
@@ -196,6 +197,11 @@ class TlsConnection(Connection):
             self.settimeout(left)  # a record may come in many pieces
             data = self._decrypted(super().recv(RECEIVE_BYTES))
         return data
+
+    @property
+    def num_kept(self) -> int:
+        """Bytes that it holds while it waits, those of OpenSSL too."""
+        return super().num_kept + TLS_BYTES
 
     def _send_all(self, data: Any) -> None:
         super()._send_all(self._encrypted(data))

@@ -52,6 +52,7 @@ SECONDS: Final = {
     Waits.ANSWER: float("inf"),
     Waits.END: 2.0,
 }
+SILENT: Final = (Waits.IDLE, Waits.HANDSHAKE)  # nobody waits for an answer
 
 
 class WaitingRoom:
@@ -76,7 +77,7 @@ class WaitingRoom:
 
     def enter(self, held: Held, kind: Waits) -> None:
         """Let a connection wait; one that waits for the same already keeps its time."""
-        num_bytes = len(held.incoming) + held.sock.num_unsent
+        num_bytes = len(held.incoming) + held.sock.num_kept
         self.num_bytes += num_bytes - held.num_bytes
         held.num_bytes = num_bytes
         if held.waits is kind:
@@ -154,10 +155,10 @@ class WaitingRoom:
         return None
 
     def largest_burden(self) -> Held | None:
-        """Return the connection whose bytes give way to those of others: the slowest body, head or reader."""
-        for kind in (Waits.BODY, Waits.HEAD, Waits.ANSWER):
+        """Return the connection whose bytes give way to those of others: idle, else the slowest body, head, reader."""
+        for kind in (Waits.IDLE, Waits.HANDSHAKE, Waits.BODY, Waits.HEAD, Waits.ANSWER):
             for held in self._until[kind]:
-                if held.num_bytes:
+                if held.num_bytes and (kind not in SILENT or held.is_silent):
                     return held
         return None
 
@@ -293,9 +294,13 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
         elif stage is Stage.BROKEN:
             self._refuse_part(held, broken_off(held.incoming))
         else:
-            self.room.enter(held, OF_STAGE[stage])
-            if self.room.num_bytes > self._max_waiting_bytes:
-                self._shed()
+            self.wait(held, OF_STAGE[stage])
+
+    def wait(self, held: Held, kind: Waits) -> None:
+        """Let a connection wait. Where all that wait hold too much memory, some are refused or closed."""
+        self.room.enter(held, kind)
+        if self.room.num_bytes > self._max_waiting_bytes:
+            self._shed()
 
     def _needs_thread(self, held: Held) -> bool:
         """Tell whether a thread should read the body as it comes: it may be refused by the head alone.
@@ -412,9 +417,9 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
         self._answered(held)
 
     def _shed(self) -> None:
-        """Refuse the slowest requests while all that wait hold too much memory."""
+        """Close idle connections, then refuse the slowest requests, while all that wait hold too much memory."""
         while self.room.num_bytes > self._max_waiting_bytes and (held := self.room.largest_burden()) is not None:
-            if held.waits is Waits.ANSWER:
+            if held.waits in (*SILENT, Waits.ANSWER):
                 self._close(held)
                 continue
             held.incoming.skip(len(held.incoming))

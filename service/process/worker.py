@@ -135,7 +135,7 @@ class DrainingWorker(CollectingWorker):
         secure.begin(self.certificate.context)
         held = Held(secure, client, server)
         if self._counts_as_client(held):
-            self.room.enter(held, Waits.HANDSHAKE)
+            self.wait(held, Waits.HANDSHAKE)
 
     def _counts_as_client(self, held: Held) -> bool:
         """Count a connection for its client's network; refuse it past the bound, if no other gives way."""

@@ -82,6 +82,14 @@ def test_contradictory_settings_are_reported(tmp_path: Path) -> None:
     assert [problem.split(":")[0] for problem in problems] == ["MEARI_MAX_INFLIGHT_BYTES", "MEARI_DEFAULT_MODEL"]
 
 
+def test_tls_needs_memory_for_its_connections(tmp_path: Path) -> None:
+    (tmp_path / "pem").touch()
+    files = {"MEARI_TLS_CERTIFICATE": str(tmp_path / "pem"), "MEARI_TLS_KEY": str(tmp_path / "pem")}
+    bounds = {"MEARI_MAX_BODY_BYTES": "4096", "MEARI_MAX_INFLIGHT_BYTES": "4096"}
+    load_settings(bounds)
+    assert problems_of(**files, **bounds) == ["MEARI_MAX_INFLIGHT_BYTES: got 4096, expected at least 1048576 with TLS"]
+
+
 @pytest.mark.parametrize("name", ["shakespear", "bundle.new", "folder", "Letters"])
 def test_unknown_default_model_is_refused_with_a_suggestion(tmp_path: Path, name: str) -> None:
     for bundle in ("shakespeare", "letters", "bundle.new"):

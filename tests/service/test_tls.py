@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from meari.service.process.tls import expiry_of
+from meari.service.process.waiting import KEEP_SECONDS
 from tests.drills.processes import workers_of
 from tests.patience import PATIENCE, until
 from tests.service.log.test_odd_clients import complaints, received, reset
@@ -143,6 +144,24 @@ def test_unfinished_handshakes_hold_no_thread(server: Server, files: tuple[Path,
             for _ in range(150):
                 stack.enter_context(server.connect()).sendall(begin)
         with secure(server, files[0]) as connection:
+            connection.sendall(HEALTH)
+            assert received(connection).startswith(b"HTTP/1.1 200 OK")
+
+
+def test_idle_connections_give_way_where_memory_is_short(
+    letters: Path, tmp_path: Path, files: tuple[Path, Path]
+) -> None:
+    bounds = {"max_body_bytes": 65536, "max_inflight_bytes": 2**20}  # half of it: for 26 connections
+    settings: dict[str, Any] = {"tls_certificate": files[0], "tls_key": files[1], **bounds}
+    with (
+        running_server(tmp_path, bundles=letters, authority=files[0], **settings) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        connections = [stack.enter_context(secure(server, files[0])) for _ in range(60)]
+        for connection in connections[:34]:
+            connection.settimeout(KEEP_SECONDS / 2)
+            assert connection.recv(1) == b""  # the longest idle first
+        for connection in connections[34:]:
             connection.sendall(HEALTH)
             assert received(connection).startswith(b"HTTP/1.1 200 OK")
 
