@@ -138,7 +138,10 @@ def _read(name: str, spec: object, problems: list[str]) -> Range | Choices | Non
     if name.count(".") != 1 or name.partition(".")[0] not in SECTIONS:
         problems.append(f"{name}: got a name that cannot be varied, expected model.SETTING or training.SETTING")
     elif isinstance(spec, list) and spec and all(isinstance(value, bool | int | float | str) for value in spec):
-        return Choices(tuple(spec))
+        twice = [value for at, value in enumerate(spec) if value in spec[:at]]
+        if not twice:
+            return Choices(tuple(spec))
+        problems.append(f"{name}: got {show(twice[0])} twice, expected each choice once")
     elif isinstance(spec, Mapping) and len(spec) == 1 and next(iter(spec)) in ("log", "even"):
         ((kind, ends),) = spec.items()
         if _are_ends(ends, is_log=kind == "log"):

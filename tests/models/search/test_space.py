@@ -70,6 +70,7 @@ def test_settings_that_are_always_inconsistent_are_refused(config: Config) -> No
         ("model.dropout", {"log": [0.0, 0.5]}, "model.dropout: got [0.0, 0.5], expected two finite numbers, 0 < low"),
         ("model.dropout", {"even": [0.5, 0.1]}, "model.dropout: got [0.5, 0.1], expected two finite numbers, low <"),
         ("model.dropout", {"square": [0.1, 0.5]}, "model.dropout: got {"),
+        ("model.hidden_size", [8, 16, 8], "model.hidden_size: got 8 twice, expected each choice once"),
         ("model.dropout", [], "model.dropout: got [], expected {log"),
         ("model.units", [64], "model.units: got a setting of esn"),
     ],
