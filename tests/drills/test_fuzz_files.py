@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+from meari.runtime.machine import granted_cpus
 from tests.drills.drill import Drill
 from tests.patience import PATIENCE
 from tests.service.running import ROOT, clean_environment
@@ -28,12 +31,25 @@ COUNTS = {
 
 def test_mutated_files_are_refused_in_words_or_read(drill: Drill, tmp_path: Path) -> None:
     counts = [f"{kind}={drill.size(*sizes)}" for kind, sizes in COUNTS.items()]
-    words = [sys.executable, "-m", "tests.drills.file_cases", str(drill.seed), str(tmp_path), *counts]
-    environment = clean_environment() | {"OMP_NUM_THREADS": "1"}
-    limit = drill.pick(PATIENCE, 8 * PATIENCE)
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=limit, check=False)
-    assert done.returncode == 0, f"case {(tmp_path / 'case').read_text()}: {done.stderr[-2000:]}"
-    found = json.loads(done.stdout)
+    processes = [[count] for count in counts] if drill.is_long else [counts]
+
+    def run(process: list[str]) -> dict[str, Any]:
+        folder = tmp_path / process[0].partition("=")[0]
+        folder.mkdir()
+        words = [sys.executable, "-m", "tests.drills.file_cases", str(drill.seed), str(folder), *process]
+        environment = clean_environment() | {"OMP_NUM_THREADS": "1"}
+        limit = drill.pick(PATIENCE, 8 * PATIENCE)
+        done = subprocess.run(
+            words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=limit, check=False
+        )
+        assert done.returncode == 0, f"case {(folder / 'case').read_text()}: {done.stderr[-2000:]}"
+        outcomes: dict[str, Any] = json.loads(done.stdout)
+        return outcomes
+
+    found: dict[str, Any] = {}
+    with ThreadPoolExecutor(granted_cpus()) as pool:
+        for outcomes in pool.map(run, processes):
+            found |= outcomes
     for kind, of_kind in found.items():
         cases, read = of_kind["num_cases"], of_kind["num_read"]
         drill.record(
