@@ -99,7 +99,12 @@ class Manifest(_Strict, frozen=True):
         Raises ValueError for what is no date.
         """
         stated = self.figures.get("training_ended")
-        return None if stated is None else dt.date.fromisoformat(stated)
+        if stated is None:
+            return None
+        date = dt.date.fromisoformat(stated)
+        if date.isoformat() != stated:  # another of ISO's forms, which a browser may not read
+            raise ValueError(stated)
+        return date
 
     @property
     def has_ends(self) -> bool:

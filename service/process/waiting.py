@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from gunicorn.workers.gthread import ThreadWorker
@@ -77,7 +78,7 @@ class WaitingRoom:
 
     def enter(self, held: Held, kind: Waits) -> None:
         """Let a connection wait; one that waits for the same already keeps its time."""
-        num_bytes = len(held.incoming) + held.sock.num_kept
+        num_bytes = len(held.incoming) + held.sock.num_kept if kind is not Waits.END else 0  # that one is refused
         self.num_bytes += num_bytes - held.num_bytes
         held.num_bytes = num_bytes
         if held.waits is kind:
@@ -156,11 +157,16 @@ class WaitingRoom:
 
     def largest_burden(self) -> Held | None:
         """Return the connection whose bytes give way to those of others: idle, else the slowest body, head, reader."""
-        for kind in (Waits.IDLE, Waits.HANDSHAKE, Waits.BODY, Waits.HEAD, Waits.ANSWER):
-            for held in self._until[kind]:
-                if held.num_bytes and (kind not in SILENT or held.is_silent):
-                    return held
+        for kinds in ((Waits.IDLE,), (Waits.BODY,), (Waits.HEAD, Waits.HANDSHAKE), (Waits.ANSWER,)):
+            if first := [each for kind in kinds if (each := next(self._burdens(kind), None))]:
+                return min(first, key=itemgetter(1))[0]
         return None
+
+    def _burdens(self, kind: Waits) -> Iterator[tuple[Held, float]]:
+        """Yield what holds bytes, with the time at which its wait ends."""
+        for held, until in self._until[kind].items():
+            if held.num_bytes and (kind not in SILENT or held.is_silent):
+                yield held, until
 
 
 class RequestThreads(ThreadPoolExecutor):

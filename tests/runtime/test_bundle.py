@@ -170,7 +170,7 @@ WRONG: dict[str, list[Any]] = {
     "figures/parameters": [0, 1, 10**12, None],
     "figures/validation": [None, [], "good", 1.5],
     "figures/reported_part": ["test", "checkpoint", "", 5, True, []],
-    "figures/training_ended": ["", "yesterday", "2026-02-30", 20261130, True, []],
+    "figures/training_ended": ["", "yesterday", "2026-02-30", "20261130", 20261130, True, []],
     "figures/measured_on": [None, "here", 5],
     "figures/precision_check": [None, [], "passed"],
     "figures/precision_check/perplexity": [0.5, None],

@@ -148,8 +148,9 @@ def test_unfinished_handshakes_hold_no_thread(server: Server, files: tuple[Path,
             assert received(connection).startswith(b"HTTP/1.1 200 OK")
 
 
-def test_idle_connections_give_way_where_memory_is_short(
-    letters: Path, tmp_path: Path, files: tuple[Path, Path]
+@pytest.mark.parametrize(("begin", "answer"), [(b"", b""), (HEALTH[:20], b"HTTP/1.1 429")], ids=["idle", "in a head"])
+def test_connections_that_wait_give_way_where_memory_is_short(
+    letters: Path, tmp_path: Path, files: tuple[Path, Path], begin: bytes, answer: bytes
 ) -> None:
     bounds = {"max_body_bytes": 65536, "max_inflight_bytes": 2**20}  # half of it: for 26 connections
     settings: dict[str, Any] = {"tls_certificate": files[0], "tls_key": files[1], **bounds}
@@ -157,12 +158,15 @@ def test_idle_connections_give_way_where_memory_is_short(
         running_server(tmp_path, bundles=letters, authority=files[0], **settings) as server,
         contextlib.ExitStack() as stack,
     ):
-        connections = [stack.enter_context(secure(server, files[0])) for _ in range(60)]
-        for connection in connections[:34]:
+        connections = []
+        for _ in range(40):
+            connections.append(stack.enter_context(secure(server, files[0])))
+            connections[-1].sendall(begin)
+        for connection in connections[:14]:
             connection.settimeout(KEEP_SECONDS / 2)
-            assert connection.recv(1) == b""  # the longest idle first
-        for connection in connections[34:]:
-            connection.sendall(HEALTH)
+            assert received(connection)[:12] == answer  # those that wait for longest
+        for connection in connections[14:]:
+            connection.sendall(HEALTH[len(begin) :])
             assert received(connection).startswith(b"HTTP/1.1 200 OK")
 
 
