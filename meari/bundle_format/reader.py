@@ -32,7 +32,7 @@ from meari.bundle_format.manifest import FORMAT_VERSION, FileEntry, Manifest, Po
 from meari.bundle_format.signatures import PublicKey, check_signature
 from meari.errors import BundleError
 
-__all__ = ["parse_manifest", "read_files", "read_manifest"]
+__all__ = ["check_sizes", "parse_manifest", "read_files", "read_manifest"]
 
 MAX_MANIFEST_BYTES: Final = 1 << 20
 MAX_DEPTH: Final = 32  # of a manifest's objects and lists; an export writes 7
@@ -55,15 +55,20 @@ def read_manifest(folder: Path, signing_keys: Sequence[PublicKey] = ()) -> tuple
     return parse_manifest(data), digest
 
 
+def check_sizes(manifest: Manifest) -> None:
+    """Raise BundleError for a file that is larger than any of its kind may be."""
+    for name, entry in manifest.files.items():
+        most = MAX_READ_BYTES.get(name, MAX_FILE_BYTES)
+        if entry.bytes > most:
+            raise contradiction(f"files.{name}.bytes", entry.bytes, f"at most {most}")
+
+
 def read_files(folder: Path, manifest: Manifest) -> dict[str, bytes]:
     """Read the files that a server needs, and compare all listed files with their sizes and SHA-256.
 
     Raises BundleError naming the first that differs.
     """
-    for name, entry in manifest.files.items():
-        most = MAX_READ_BYTES.get(name, MAX_FILE_BYTES)  # before any of them is opened
-        if entry.bytes > most:
-            raise contradiction(f"files.{name}.bytes", entry.bytes, f"at most {most}")
+    check_sizes(manifest)  # before any of them is opened
     found = {name: _read(folder / name, entry) for name, entry in sorted(manifest.files.items())}
     return {name: data for name, data in found.items() if data is not None}
 

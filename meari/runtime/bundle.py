@@ -11,8 +11,9 @@ import contextlib
 import functools
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,11 +21,11 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from meari.bundle_format.folders import CELL_GRAPH
+from meari.bundle_format.folders import CELL_GRAPH, OUTPUT_GRAPH
 from meari.bundle_format.manifest import Manifest
-from meari.bundle_format.reader import read_files, read_manifest
+from meari.bundle_format.reader import check_sizes, read_files, read_manifest
 from meari.bundle_format.signatures import PublicKey
-from meari.errors import BundleError, NotReady
+from meari.errors import BundleError, NotReady, Problem
 from meari.runtime.agreement import check_graphs, check_reserved, check_tokenizer
 from meari.runtime.engine.row_by_row import RowByRowRunner
 from meari.runtime.engine.runner import Runner, Sessions, StateTensor
@@ -32,13 +33,16 @@ from meari.runtime.graphs.bundle_graph import BundleGraph, Parts
 from meari.runtime.graphs.engine_graphs import reader_graph, writer_graph
 from meari.runtime.graphs.layers import find_gates, fuse_products, vectors_of
 from meari.runtime.graphs.onnx_graph import FLOAT
+from meari.runtime.machine import granted_memory
 from meari.runtime.self_test import SelfTest, check_golden, read_golden, rows_are_isolated
 from meari.runtime.text.tokenizer import TextTokenizer, parse_tokenizer, text_tokenizer
 
-__all__ = ["Bundle", "open_bundle", "read_gates"]
+__all__ = ["Bundle", "check_memory", "open_bundle", "read_gates"]
 
 # Full batches, single rows, and sizes around the widths of vector registers and kernels.
 BATCH_SIZES: Final = (1, 2, 3, 4, 5, 7, 8, 12, 16, 17, 31, 32, 48)
+GRAPHS: Final = (CELL_GRAPH, OUTPUT_GRAPH)
+OPENING: Final = 5  # times the bytes of the graphs are held at once while they are opened, measured
 REGION_BYTES: Final = 1 << 24  # of addresses for the buffers of steps; a greater need takes another region for a while
 DOUBLING: Final = 0  # onnxruntime's kNextPowerOfTwo: the first region is never given back
 OTHERWISE: Final = "the graph is not valid ONNX, or does not fit the inputs that it gets"
@@ -87,6 +91,8 @@ def open_bundle(folder: Path, *, max_slots: int, signing_keys: Sequence[PublicKe
     Each file is read once: the bytes that are used are those that were checked.
     """
     manifest, digest = read_manifest(folder, signing_keys)
+    check_sizes(manifest)
+    check_memory(manifest, granted_memory())
     files = read_files(folder, manifest)
     with _reading("tokenizer.json"):
         tokenizer = _load_tokenizer(files["tokenizer.json"], manifest)
@@ -103,6 +109,14 @@ def open_bundle(folder: Path, *, max_slots: int, signing_keys: Sequence[PublicKe
         runner = RowByRowRunner.replacing(runner)
     self_test = SelfTest(difference, isolated, (*sizes, max_slots), ort.__version__)
     return Bundle(folder, manifest, digest, tokenizer, runner, self_test)
+
+
+def check_memory(manifest: Manifest, memory: int) -> None:
+    """Refuse a bundle that is certain not to fit: the system would end the process. memory: bytes that there are."""
+    size = sum(manifest.files[name].bytes for name in GRAPHS)
+    if size * OPENING > memory:
+        reason = f"to open them takes {OPENING} times as many, and there are {memory:,} of memory"
+        raise BundleError(Problem(", ".join(GRAPHS), f"{size:,} bytes", f"at most {memory // OPENING:,}", reason))
 
 
 def read_gates(
@@ -130,7 +144,7 @@ def read_gates(
     for value in gates.values():
         cell.model.graph.output.add(name=value).type.tensor_type.elem_type = FLOAT
     inputs = {"token": np.array(tokens, np.int64), **states}
-    values = _open_session(cell.model.SerializeToString()).run(list(gates.values()), inputs)
+    values = _open_session(cell.model.SerializeToString).run(list(gates.values()), inputs)
     return dict(zip(gates, values, strict=True))
 
 
@@ -156,32 +170,32 @@ def _load_tokenizer(data: bytes, manifest: Manifest) -> TextTokenizer:
     return found
 
 
-def _read_parts(files: Mapping[str, bytes], manifest: Manifest) -> Parts:
-    cell, output = (_read_graph(name, files[name]) for name in ("cell.onnx", "output.onnx"))
+def _read_parts(files: dict[str, bytes], manifest: Manifest) -> Parts:
+    """Take the graphs out of the files, which are not held twice."""
+    cell, output = (_read_graph(name, files.pop(name)) for name in GRAPHS)
     check_graphs(manifest, cell, output)
     states = {entry.name: entry.shape for entry in manifest.state}
     return Parts(cell, output, states, manifest.sizes["vocabulary"])
 
 
 def _open_runner(parts: Parts, manifest: Manifest) -> Runner:
+    output = parts.output.model.graph
     try:
-        reader, writer = _draw_graphs(parts)
-        sessions = Sessions(_open_session(reader), _open_session(writer), _giving_back())
+        writer = _open_session(partial(_drawn, writer_graph, parts))
+        fuse_products(output, vectors_of(output))  # pays where there are many rows
+        reader = _open_session(partial(_drawn, reader_graph, parts))
     except BundleError:
         raise
     except Exception as error:
         raise BundleError(_whose_problem(parts, error)) from error
     tensors = [StateTensor(name, shape) for name, shape in parts.state.items()]
+    sessions = Sessions(reader, writer, _giving_back())
     return Runner(sessions, tensors, parts.hidden_size, parts.vocabulary_size, manifest.boundary.id)
 
 
-def _draw_graphs(parts: Parts) -> tuple[bytes, bytes]:
-    """Return the reader's graph and the writer's."""
-    output = parts.output.model.graph
+def _drawn(draw: Callable[[Parts], bytes], parts: Parts) -> bytes:
     try:
-        writer = writer_graph(parts)
-        fuse_products(output, vectors_of(output))  # pays where there are many rows
-        return reader_graph(parts), writer
+        return draw(parts)
     except ValueError as error:
         raise BundleError(f"cell.onnx, output.onnx: {error}") from error
 
@@ -193,7 +207,8 @@ def _read_graph(name: str, data: bytes) -> BundleGraph:
         raise BundleError(f"{name}: {error}") from error
 
 
-def _open_session(graph: bytes) -> Any:
+def _open_session(draw: Callable[[], bytes]) -> Any:
+    """Open a graph, whose bytes are made here and held no longer than they are needed."""
     _share_buffers()
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1  # one engine a worker, a worker a CPU
@@ -203,7 +218,7 @@ def _open_session(graph: bytes) -> Any:
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")  # weights are not buffers
     options.enable_mem_pattern = False  # else all buffers of a run are one piece, for which the heap has to have a hole
     options.log_severity_level = 4  # who catches an error logs it
-    with _as_file(graph) as file:
+    with _as_file(draw()) as file:
         return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
 
@@ -233,7 +248,7 @@ def _whose_problem(parts: Parts, error: Exception) -> str:
     """Return which file cannot be opened on its own, and why; else what is wrong with both together."""
     for name, graph in (("cell.onnx", parts.cell), ("output.onnx", parts.output)):
         try:
-            _open_session(graph.model.SerializeToString())
+            _open_session(graph.model.SerializeToString)
         except Exception as own:  # noqa: BLE001 (it becomes the reason)
             return f"{name}: {_graph_problem(own)}"
     return f"cell.onnx, output.onnx: {_graph_problem(error)}"
@@ -248,6 +263,7 @@ def _as_file(graph: bytes) -> Iterator[str | bytes]:
     with os.fdopen(os.memfd_create("graph"), "wb") as file:
         file.write(graph)
         file.flush()
+        del graph
         yield f"/proc/self/fd/{file.fileno()}"
 
 

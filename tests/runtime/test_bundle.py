@@ -26,7 +26,7 @@ from meari.bundle_format import reader
 from meari.bundle_format.folders import find_bundles
 from meari.bundle_format.reader import read_manifest
 from meari.errors import BundleError
-from meari.runtime.bundle import open_bundle
+from meari.runtime.bundle import check_memory, open_bundle
 from meari.runtime.graphs.bundle_graph import BundleGraph
 from meari.runtime.self_test import read_golden
 from tests.runtime.tiny_bundle import VOCABULARY, make_large, make_socket, rewrite_manifest, sizes_of, write_tiny_bundle
@@ -591,6 +591,18 @@ STRANGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "elsewhere": (lambda path: path.symlink_to("/etc/passwd"), "got a link out of its folder, expected a file inside"),
     "3 GiB": (make_large, r"got 3,221,225,472 bytes, expected"),
 }
+
+
+def test_bundle_that_does_not_fit_into_memory_is_refused(tmp_path: Path) -> None:
+    manifest, _ = read_manifest(write_tiny_bundle(tmp_path / "tiny"))
+    size = sum(manifest.files[name].bytes for name in ("cell.onnx", "output.onnx"))
+    check_memory(manifest, 5 * size)
+    with pytest.raises(BundleError) as caught:
+        check_memory(manifest, 5 * size - 1)
+    assert str(caught.value) == (
+        f"cell.onnx, output.onnx: got {size:,} bytes, expected at most {size - 1:,}: "
+        f"to open them takes 5 times as many, and there are {5 * size - 1:,} of memory"
+    )
 
 
 @pytest.mark.parametrize("kind", STRANGE)
