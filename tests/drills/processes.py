@@ -17,7 +17,8 @@ class Held:
     """What one process holds now.
 
     resident_mb   counts pages that it shares with others
-    share_mb      counts of a page that n processes have 1/n
+    share_mb      counts of a page that n processes have 1/n; without pages of files, such as libraries, of which any
+                  other process that starts or ends takes or gives back a part
     private_mb    does not count them
     """
 
@@ -40,7 +41,7 @@ def held_by(pid: int) -> Held:
     rollup = _kilobytes((process / "smaps_rollup").read_text("ascii"))
     return Held(
         resident_mb=rollup["Rss"] / 1024,
-        share_mb=rollup["Pss"] / 1024,
+        share_mb=(rollup["Pss"] - rollup["Pss_File"]) / 1024,
         private_mb=(rollup["Private_Clean"] + rollup["Private_Dirty"]) / 1024,
         num_threads=len(list((process / "task").iterdir())),
         num_descriptors=len(list((process / "fd").iterdir())),
