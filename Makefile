@@ -50,7 +50,7 @@ test: $(DEV) ## run all tests in parallel, files apart (ARGS: arguments for pyte
 quick: $(DEV) ## run the fast tests in parallel: no long trainings, no browser (ARGS)
 	@exec $(BIN)/python -m pytest $(PARALLEL) -m 'not slow' $(ARGS)
 
-drills: $(DEV) ## run the long drills, 30 min, and write docs/reliability.md (ARGS: some of tests/drills)
+drills: $(DEV) ## run the long drills, 70 min, and write docs/reliability.md (ARGS: some of tests/drills)
 	@exec $(BIN)/python -m pytest --long $(if $(filter tests/%,$(ARGS)),,tests/drills) $(ARGS)
 
 check: $(DEV) ## check lint, format, types and import rules without changing files
