@@ -56,6 +56,7 @@ class Connection(socket.socket):
     """A socket with time-outs; there is no other mode."""
 
     keeps_rest = False  # `sendall` keeps what the client does not take at once, for `flush`, and does not wait
+    own_bytes = 0  # held as long as it is open, beside those of requests and answers
     _seconds: float = STALL_SECONDS
     _receive_seconds = 0.0  # as last set in the kernel
     _look_at: float  # when it is seen next whether the client stalls
@@ -176,11 +177,6 @@ class Connection(socket.socket):
     @property
     def num_unsent(self) -> int:
         """Bytes of an answer that are kept."""
-        return len(self._rest)
-
-    @property
-    def num_kept(self) -> int:
-        """Bytes that it holds while it waits."""
         return len(self._rest)
 
     def flush(self) -> None:

@@ -24,7 +24,6 @@ from meari.service.clients import Connection
 
 __all__ = ["Certificate", "NotTls", "TlsConnection", "expiry_of", "load_context"]
 
-TLS_BYTES: Final = 20_000  # of a connection, measured
 HANDSHAKE: Final = b"\x16"  # the first byte of every TLS connection
 RECORD_BYTES: Final = 16384
 RECEIVE_BYTES: Final = 65536
@@ -151,6 +150,7 @@ class TlsConnection(Connection):
     A buffer of OpenSSL keeps the most that it ever held, so it gets little at once, and that is taken out at once.
     """
 
+    own_bytes = 20_000  # of OpenSSL, measured
     _tls: ssl.SSLObject
     _has_begun = False
     _has_ended = False
@@ -197,11 +197,6 @@ class TlsConnection(Connection):
             self.settimeout(left)  # a record may come in many pieces
             data = self._decrypted(super().recv(RECEIVE_BYTES))
         return data
-
-    @property
-    def num_kept(self) -> int:
-        """Bytes that it holds while it waits, those of OpenSSL too."""
-        return super().num_kept + TLS_BYTES
 
     def _send_all(self, data: Any) -> None:
         super()._send_all(self._encrypted(data))

@@ -78,7 +78,8 @@ class WaitingRoom:
 
     def enter(self, held: Held, kind: Waits) -> None:
         """Let a connection wait; one that waits for the same already keeps its time."""
-        num_bytes = len(held.incoming) + held.sock.num_kept if kind is not Waits.END else 0  # that one is refused
+        num_bytes = len(held.incoming) + held.sock.num_unsent + held.sock.own_bytes
+        num_bytes = 0 if kind is Waits.END else num_bytes  # soon over, whatever gives way
         self.num_bytes += num_bytes - held.num_bytes
         held.num_bytes = num_bytes
         if held.waits is kind:
@@ -165,7 +166,9 @@ class WaitingRoom:
     def _burdens(self, kind: Waits) -> Iterator[tuple[Held, float]]:
         """Yield what holds bytes, with the time at which its wait ends."""
         for held, until in self._until[kind].items():
-            if held.num_bytes and (kind not in SILENT or held.is_silent):
+            if not held.num_bytes:  # nor has any other: without TLS an idle connection holds nothing
+                return
+            if kind not in SILENT or held.is_silent:
                 yield held, until
 
 

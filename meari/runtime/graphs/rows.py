@@ -47,7 +47,7 @@ class Blocks:
     """The blocks of a row of the vocabulary: one if small, else about sqrt(V), unpadded if a divisor is near."""
 
     def __init__(self, vocabulary_size: int, *, times: int = 1) -> None:
-        """times: as many."""
+        """times: as many blocks, each so much smaller."""
         if vocabulary_size <= SMALL:
             self.count, self.size, self.padding = 1, vocabulary_size, 0
             return
