@@ -1,28 +1,39 @@
-"""Check that a config can be read and its corpus exists: `python3 -m meari.models.check CONFIG.toml`.
+"""Check that a config can be read, and that its corpus exists and begins as text: `python3 -m meari.models.check FILE`.
 
-Input: a config. Output: nothing, or an error that names the file and its source. Must not know: the text's content, any
-package besides Python's own library, so that it runs before anything is installed.
+Input: a config. Output: nothing, or an error that names the file and its source. Must not know: any package besides
+Python's own library, so that it runs before anything is installed.
 """
 
 import itertools
 import sys
 from pathlib import Path
 
+from meari.bundle_format.names import Document as Unit
 from meari.models.config import Config, load_config
 from meari.models.errors import ModelsError, UnreadableFile
+from meari.models.text.blocklist import load_blocklist
+from meari.models.text.corpus import BadLines, read_pieces
 from meari.models.text.text_files import check_rereadable, list_files
 
 
 def check_files(config: Config) -> None:
-    """Raise UnreadableFile if a file of the corpus is missing or cannot be read several times."""
+    """Raise UnreadableFile if a file of the corpus is missing or cannot be read several times.
+
+    Raises BrokenText or UnreadableFile if one does not begin as text, BlocklistError if the blocklist is wrong.
+    """
     corpus = config.corpus
     blocklist = [corpus.blocklist] if corpus.blocklist else []
     try:
-        for path in list_files(itertools.chain(corpus.train, corpus.validation, corpus.test, blocklist)):
+        files = list_files(itertools.chain(corpus.train, corpus.validation, corpus.test))
+        for path in [*files, *list_files(blocklist)]:
             check_rereadable(path)
     except UnreadableFile as error:
         hint = f"; its source, by corpus.source: {corpus.source}" if corpus.source else ""
         raise UnreadableFile(f"{error}{hint}") from error
+    load_blocklist(corpus.blocklist)
+    bad = BadLines(corpus.max_bad) if corpus.max_bad else None
+    for path in files:
+        next(read_pieces([path], Unit.LINE, bad), None)
 
 
 def main() -> int:

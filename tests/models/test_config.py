@@ -242,17 +242,49 @@ def test_mistyped_name_gets_a_suggestion(table: str, key: str, value: object, hi
     assert hint in str(caught.value)
 
 
-def test_missing_corpus_is_reported_with_its_source_without_installed_packages(tmp_path: Path) -> None:
-    path = tmp_path / "a.toml"
-    path.write_text(
-        'name = "a"\n[corpus]\ntrain = ["nowhere.txt"]\nsource = "a shelf"\ndocument = "line"\nvalidation_share = 0.1\n'
-        '[tokenizer]\nkind = "char"\n[model]\nfamily = "gru"\n[training]\nsteps = 1\n'
-    )
-    command = [sys.executable, "-S", "-E", "-m", "meari.models.check", str(path)]
+CHECKED = (
+    'name = "a"\n[corpus]\ntrain = ["TEXT"]\nsource = "a shelf"\ndocument = "line"\nvalidation_share = 0.1\n'
+    '[tokenizer]\nkind = "char"\n[model]\nfamily = "gru"\n[training]\nsteps = 1\n'
+)
+
+
+def check(folder: Path, *replaced: tuple[str, str]) -> tuple[int, str]:
+    """Check a config without installed packages; return the exit code and what is said."""
+    config = CHECKED
+    for old, new in replaced:
+        config = config.replace(old, new)
+    (folder / "a.toml").write_text(config)
+    command = [sys.executable, "-S", "-E", "-m", "meari.models.check", str(folder / "a.toml")]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr.startswith("make train: nowhere.txt: got no such file or folder")
-    assert "a shelf" in done.stderr
+    return done.returncode, done.stderr
+
+
+def test_missing_corpus_is_reported_with_its_source_without_installed_packages(tmp_path: Path) -> None:
+    code, said = check(tmp_path, ("TEXT", "nowhere.txt"))
+    assert code == 1
+    assert said.startswith("make train: nowhere.txt: got no such file or folder")
+    assert "a shelf" in said
     (tmp_path / "there.txt").write_text("text\n")
-    path.write_text(path.read_text().replace("nowhere.txt", str(tmp_path / "there.txt")))
-    assert subprocess.run(command, cwd=Path(__file__).parents[2], check=False).returncode == 0
+    assert check(tmp_path, ("TEXT", str(tmp_path / "there.txt"))) == (0, "")
+
+
+def test_corpus_that_does_not_begin_as_text_is_reported_without_installed_packages(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    for content, problem in (
+        (b"\x89PNG\r\n\x1a\n" + bytes(64), "got byte 0x89"),
+        ("ein Tor, \xfcber".encode("latin-1"), "got byte 0xfc"),
+        ("Zwei".encode("utf-16"), "UTF-16"),
+        (b"PK\x03\x04" + bytes(64), "zip"),
+    ):
+        text.write_bytes(content)
+        code, said = check(tmp_path, ("TEXT", str(text)))
+        assert (code, problem in said, str(text) in said) == (1, True, True), said
+    text.write_bytes(b"one\n\xff\ntwo\n")
+    assert check(tmp_path, ("TEXT", str(text)))[0] == 1
+    allowed = 'document = "line"\nmax_bad = 1'
+    assert check(tmp_path, ("TEXT", str(text)), ('document = "line"', allowed)) == (0, "")
+    (tmp_path / "list.txt").write_text("(\n")
+    listed = f'document = "line"\nblocklist = "{tmp_path / "list.txt"}"'
+    text.write_bytes(b"one\n")
+    code, said = check(tmp_path, ("TEXT", str(text)), ('document = "line"', listed))
+    assert (code, "list.txt" in said, "line 1" in said) == (1, True, True), said
