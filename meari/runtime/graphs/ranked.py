@@ -123,13 +123,14 @@ def _rank(drawing: Drawing, logprobs: str, most: str, vocabulary_size: int) -> s
     blocks = cut.of(drawing, logprobs)
     maxima = drawing.op("ReduceMax", blocks, drawing.integers(2), keepdims=0)
     enough = drawing.op("Min", most, drawing.integers(cut.count))
-    largest = _places_of_largest(drawing, maxima, enough)
+    largest = _places_of_largest(drawing, maxima, enough, in_order=False)
     ordered = f"{drawing.name}.ordered"  # so that of equal tokens the lower ids come first
     drawing.op("TopK", largest, enough, outputs=[ordered, f"{ordered}.places"], axis=1, largest=0)
     found = drawing.op("GatherND", blocks, drawing.op("Unsqueeze", ordered, drawing.integers(2)), batch_dims=1)
     # At least `most` tokens are as likely as the least likely of the maxima: the order of others is left out, which is
     # most of what TopK takes. If there are not so many blocks, all tokens are there.
-    bound = drawing.op("Sub", total(drawing, f"{maxima}.largest"), drawing.constant(np.array(MARGIN, np.float32)))
+    least_maximum = drawing.op("ReduceMin", f"{maxima}.largest", drawing.integers(1), keepdims=1)
+    bound = drawing.op("Sub", least_maximum, drawing.constant(np.array(MARGIN, np.float32)))
     is_short = drawing.op("Greater", most, drawing.integers(cut.count))
     bound = drawing.op("Where", is_short, drawing.constant(np.array(np.finfo(np.float32).min, np.float32)), bound)
     found = drawing.op("Max", drawing.op("Reshape", found, drawing.integers(0, -1)), bound)
@@ -139,8 +140,8 @@ def _rank(drawing: Drawing, logprobs: str, most: str, vocabulary_size: int) -> s
     return drawing.op("Add", drawing.op("Mul", block, size), drawing.op("Mod", places, size))
 
 
-def _places_of_largest(drawing: Drawing, values: str, most: str) -> str:
-    """Return the places of the `most` largest values, largest first, of equals the lower first."""
+def _places_of_largest(drawing: Drawing, values: str, most: str, *, in_order: bool = True) -> str:
+    """Return the places of the `most` largest values, largest first unless in no order, of equals the lower first."""
     outputs = [f"{values}.{kind}" for kind in ("largest", "places")]
-    drawing.op("TopK", values, most, outputs=outputs, axis=1)
+    drawing.op("TopK", values, most, outputs=outputs, axis=1, sorted=int(in_order))
     return outputs[1]
