@@ -14,7 +14,7 @@ from meari.export.errors import BundleExists, ExportError
 def check_target(folder: Path, *, overwrite: bool) -> None:
     """Raise ExportError for a name that no server takes, BundleExists if the folder cannot be replaced."""
     if not re.fullmatch(NAME_PATTERN, folder.name) or folder.name.endswith(IN_PASSING):
-        ends = f"none of {', '.join(IN_PASSING)} at its end"
+        ends = f"none of {', '.join(IN_PASSING)} at its end, and not DEFAULT"
         raise ExportError(f"got the bundle name {folder.name!r}, expected letters, digits, '.', '_', '-', {ends}")
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return

@@ -274,7 +274,7 @@ class Config:
     tokenizer: TokenizerConfig
     model: ModelConfig
     training: TrainingConfig
-    name: str = string(pattern=NAME_PATTERN, expected="a name of letters, digits, '.', '_', '-'")
+    name: str = string(pattern=NAME_PATTERN, expected="a name of letters, digits, '.', '_', '-', and not DEFAULT")
     seed: int = integer(1, maximum=2**63 - 1)
 
     def to_tables(self) -> dict[str, Any]:

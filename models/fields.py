@@ -136,7 +136,8 @@ def show(value: object) -> str:
         text = json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError):
         text = str(value)
-    return text if len(text) <= 80 else text[:77] + "…"
+    text = text if len(text) <= 80 else text[:77] + "…"
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def _unknown(section: str, key: str, keys: list[str]) -> str:

@@ -26,7 +26,8 @@ __all__ = [
     "TokenizerKind",
 ]
 
-NAME_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"  # of a run and of the bundle that is exported from it
+# Of a run and of the bundle that is exported from it; the file DEFAULT stands beside bundles.
+NAME_PATTERN: Final = r"(?!DEFAULT$)[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 
 END: Final = "<|end|>"  # the boundary token: context before every text, outcome after it
 END_ID: Final = 0  # as training writes it; a reader takes the id from the manifest

@@ -75,7 +75,7 @@ def add_zip(source: Path, root: Path, *, name: str | None = None, keys: Sequence
     name  in place of that folder's, or where there is none of the manifest's
     keys  of which one must have signed it, if there are any
     """
-    with source.open("rb") as file:
+    with open_file(source, inside=False) as file:
         _check_directory(file)
         try:
             with zipfile.ZipFile(file) as archive:
@@ -120,7 +120,7 @@ def _add(opened: Open, name: str, root: Path, keys: Sequence[PublicKey], *, is_s
             _copy(opened, SIGNATURE, folder, MAX_SIGNATURE_BYTES)
         manifest, bundle_hash = read_manifest(folder, keys)
         _check_size(manifest)
-        name = _check_name(name or manifest.name)
+        name = _check_name(name or manifest.name, "; --name gives another")
         for each, entry in manifest.files.items():
             _copy(opened, each, folder, entry.bytes)
         read_files(folder, manifest)
@@ -147,10 +147,12 @@ def _check_size(manifest: Manifest) -> None:
         raise BundleError(f"{MANIFEST}: files: got {size:,} bytes together, expected at most {MAX_BUNDLE_BYTES:,}")
 
 
-def _check_name(name: str) -> str:
+def _check_name(name: str, advice: str = "") -> str:
     if re.fullmatch(NAME_PATTERN, name) is None or name.endswith((".new", ".old", SUFFIX, ".partial", ".tmp")):
-        expected = "letters, digits, `.`, `_` and `-`, a letter or digit first, and no ending of an unfinished file"
-        raise BundleError(f"name: got {printable(name[:200])!r}, expected at most 100 {expected}; --name gives another")
+        expected = (
+            "letters, digits, `.`, `_` and `-`, a letter or digit first, no ending of an unfinished file, not DEFAULT"
+        )
+        raise BundleError(f"name: got {printable(name[:200])!r}, expected at most 100 {expected}{advice}")
     return name
 
 
@@ -257,6 +259,6 @@ def _inner_folder(members: dict[str, zipfile.ZipInfo]) -> str:
     """Return the folder in a zip that holds the bundle, with a slash at its end, or "". Raises BundleError."""
     places = [name.removesuffix(MANIFEST) for name in members if PurePosixPath(name).name == MANIFEST]
     if len(places) != 1 or places[0].count("/") > 1:
-        expected = f"one bundle, with {MANIFEST} at the top or in one folder"
-        raise BundleError(f"the zip file: got {len(places)} bundles, expected {expected}")
+        came = f"a bundle in {printable(places[0])}" if len(places) == 1 else f"{len(places)} bundles"
+        raise BundleError(f"the zip file: got {came}, expected one bundle, with {MANIFEST} at the top or in one folder")
     return places[0]

@@ -149,9 +149,10 @@ def _check_hash(path: Path, sha256: str) -> None:
     """Raise BundleError unless a file has that hash."""
     import hashlib
 
+    from meari.bundle_format.folders import open_file
     from meari.errors import BundleError
 
-    with path.open("rb") as file:
+    with open_file(path, inside=False) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != sha256.lower():
         raise BundleError(f"{path}: SHA-256: got {digest}, expected {sha256.lower()}; nothing of it was used")

@@ -200,7 +200,9 @@ def _reported(error: click.ClickException) -> int:
 
 
 def _failed(message: str) -> int:
-    click.echo(f"meari: {message}", err=True)
+    """Show a message, which may repeat what a file or a server says: nothing in it commands the terminal."""
+    shown = "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in message)
+    click.echo(f"meari: {shown}", err=True)
     return FAILED
 
 

@@ -36,6 +36,8 @@ def split_hash(url: str) -> tuple[str, str]:
         is_web = False
     if not is_web or any(character.isspace() or not character.isprintable() for character in url):
         raise ValueError("expected http://HOST/PATH or https://HOST/PATH, with #sha256=… at its end")
+    if "@" in parts.netloc:
+        raise ValueError("got a URL with a name and password, which are not sent; expected one without")
     fields = parse_qsl(parts.fragment, keep_blank_values=True)
     if parts.fragment and [name for name, _ in fields] != ["sha256"]:
         raise ValueError(f"got #{parts.fragment[:100]}, expected #sha256=… with {HASH_FORM}")
@@ -59,9 +61,9 @@ def download(url: str, path: Path, sha256: str, *, max_bytes: int, max_seconds: 
     max_bytes    past it the download ends
     max_seconds  for all of it; a server that is silent for 30 seconds is given up earlier
     """
-    shown = shown_url(url)
+    shown, silence = shown_url(url), min(SILENCE_SECONDS, max_seconds)
     try:
-        with path.open("xb") as file, _opener().open(url, timeout=min(SILENCE_SECONDS, max_seconds)) as answer:
+        with path.open("xb") as file, _opener().open(url, timeout=silence) as answer:
             digest = _copy(shown, answer, file, max_bytes, time.monotonic() + max_seconds)
     except RemoteError:
         raise
@@ -75,7 +77,7 @@ def download(url: str, path: Path, sha256: str, *, max_bytes: int, max_seconds: 
     except OSError as error:
         if error.filename is not None:  # of this machine's disk
             raise
-        raise Unreachable(shown, _reason(error)) from None
+        raise Unreachable(shown, _reason(error, silence)) from None
     if digest != sha256.lower():
         raise BadAnswer(shown, f"SHA-256: got {digest}, expected {sha256.lower()}; nothing of it was used")
 
@@ -118,8 +120,8 @@ def _opener() -> urllib.request.OpenerDirector:
     return opener
 
 
-def _reason(error: OSError) -> str:
+def _reason(error: OSError, silence: float) -> str:
     reason = getattr(error, "reason", error)
     if isinstance(reason, TimeoutError):
-        return f"silent for {SILENCE_SECONDS:g} seconds"
+        return f"silent for {silence:g} seconds"
     return str(getattr(reason, "strerror", None) or reason)

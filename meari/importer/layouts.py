@@ -167,7 +167,7 @@ def _recognised(names: list[str]) -> Layout:
 
 def _pattern(pattern: str) -> re.Pattern[str]:
     text = re.escape(pattern).replace(r"\{weight\}", rf"(?P<weight>{'|'.join(WEIGHTS)})")
-    return re.compile(text.replace(r"\{layer\}", r"(?P<layer>\d+)") + rf"(?P<raw>{RAW})?")
+    return re.compile(text.replace(r"\{layer\}", r"(?P<layer>0|[1-9][0-9]{0,3})") + rf"(?P<raw>{RAW})?")
 
 
 def _matches(layout: Layout, names: Iterable[str]) -> Iterable[tuple[int, str, bool, str]]:

@@ -27,6 +27,7 @@ from meari.importer.vocabulary import ForeignVocabulary
 from meari.models.config import RecurrentConfig
 from meari.models.families import RecurrentLanguageModel, build_model
 
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 FAMILIES = {1: Family.RNN, 3: Family.GRU, 4: Family.LSTM}  # by their gates
 MARGIN = 64.0  # nats: the tokens that were added take less than 1e-27 of the probability
 SHUT = 64.0  # what the flag adds to a gate's input so that it is 0 or 1, beyond its bias
@@ -104,10 +105,14 @@ def _numbers(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     tensor = tensors[name]
     if tensor.is_meta:
         raise Unimportable(f"{name}: got a tensor on the meta device, which has no numbers, expected numbers")
-    if tensor.is_quantized or tensor.layout != torch.strided or not tensor.is_floating_point():
+    if tensor.is_quantized or tensor.layout != torch.strided or tensor.dtype not in DTYPES:
         kind = "quantised" if tensor.is_quantized else str(tensor.dtype).removeprefix("torch.")
         kind = kind if tensor.layout == torch.strided else "sparse"
         raise Unimportable(f"{name}: got {kind} numbers, expected dense ones of float32, float64, float16 or bfloat16")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():  # a few bytes may claim any size
+        raise Unimportable(
+            f"{name}: got the shape {list(tensor.shape)} of numbers that repeat, expected each to be stored"
+        )
     numbers = tensor.detach().to("cpu", torch.float64)
     wrong = int((~torch.isfinite(numbers.float())).sum())
     if wrong:

@@ -24,7 +24,7 @@ from tokenizers.models import WordLevel
 
 from meari.bundle_format.names import END, UNKNOWN, TokenizerKind
 from meari.export.errors import Unimportable
-from meari.file_kinds import likely_encoding
+from meari.file_kinds import kind_of_content, likely_encoding
 from meari.models.fields import did_you_mean, show
 from meari.models.text.tokenizer import Tokenizer
 
@@ -72,6 +72,8 @@ def read_vocabulary(
     """Read a vocabulary. Raises Unimportable: no vocabulary, tokens that occur twice, an ambiguous boundary."""
     try:
         data = path.read_bytes()
+        if other := kind_of_content(path.name, data):
+            raise Unimportable(f"{path}: got {other.name}, expected UTF-8; {other.conversion(str(path))}")
         text = data.decode("utf-8-sig")
     except OSError as error:
         raise Unimportable(f"{path}: got {error.strerror or error}, expected a vocabulary") from error
@@ -113,8 +115,9 @@ def _tokens(path: Path, text: str) -> list[str]:
     lines = text.split("\n")
     if lines[-1] == "":
         lines.pop()
-    if all(line.endswith("\r") for line in lines):
-        lines = [line[:-1] for line in lines]
+    ended = lines if text.endswith("\n") else lines[:-1]
+    if ended and all(line.endswith("\r") for line in ended):
+        lines = [line.removesuffix("\r") for line in lines]
     if not lines:
         raise Unimportable(f"{path}: got an empty file, expected a token a line, or JSON")
     if "" in lines:

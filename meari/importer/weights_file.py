@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 USUAL_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
 PICKLE, ZIP = b"\x80", b"PK"
+LOADED = 'torch.load({path!r}, map_location="cpu", weights_only=False)'
+MAX_NAME = 200  # characters
 HEADER_BYTES = 9  # of safetensors: the length of its JSON, then a brace
 
 
@@ -45,9 +48,7 @@ def read_weights_file(path: Path) -> WeightsFile:
     is_safetensors = check_kind(path)
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    if is_safetensors:
-        return WeightsFile(path, digest, _safetensors(path))
-    tensors, where = _state_dict(path, _unpickled(path))
+    tensors, where = (_safetensors(path), "") if is_safetensors else _state_dict(path, _unpickled(path))
     notes = (f"The state dict is the entry {where!r} of the file",) if where else ()
     return WeightsFile(path, digest, tensors, notes)
 
@@ -76,6 +77,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
             aliases = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise Unimportable(f"{path}: cannot be read as safetensors: {error}") from error
+    _check_names(path, tensors)
     shared = {name: tensors[kept] for name, kept in aliases.items() if kept in tensors and name not in tensors}
     return tensors | shared
 
@@ -86,14 +88,19 @@ def _unpickled(path: Path) -> Any:
     if any(name.endswith("/constants.pkl") for name in _members(path)):
         raise Unimportable(f"{path}: got a TorchScript archive{_how_to_save('torch.jit.load({path!r})', path)}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of protocols that torch may not read; if it does not, that is an error
+            return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
+        if "Unsupported operand" in str(error):  # of protocol 4 and later; a plain state dict may be written so
+            said = "damaged, or pickled by another protocol than torch.save's own, of which nothing is loaded"
+            anew = f"torch.save({LOADED.format(path=str(path))}, {_new_name(path)!r})"
+            raise Unimportable(f"{path}: {said}. If you trust the file, write it anew: import torch; {anew}") from error
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"the Python object {found.group(1)}" if found else "Python objects"
-        loaded = 'torch.load({path!r}, map_location="cpu", weights_only=False)'
+        what = f"the Python object {found.group(1)}" if found else "a Python object"
         also = '. Where it is a checkpoint, write ["state_dict"] (or the key it has) in place of .state_dict()'
         said = f"holds {what}, which is not loaded, since that runs the file's code"
-        raise Unimportable(f"{path}: {said}{_how_to_save(loaded, path)}{also}") from error
+        raise Unimportable(f"{path}: {said}{_how_to_save(LOADED, path)}{also}") from error
     except Exception as error:  # a damaged pickle calls torch's own functions with anything
         reason = str(error).strip().partition("\n")[0].partition(". ")[0]
         raise Unimportable(f"{path}: cannot be read: damaged, or not written by torch.save ({reason})") from error
@@ -108,9 +115,12 @@ def _members(path: Path) -> list[str]:
         return []
 
 
+def _new_name(path: Path) -> str:
+    return str(path.with_name(f"{path.stem}-weights.pt"))
+
+
 def _how_to_save(loaded: str, path: Path) -> str:
-    new = path.with_name(f"{path.stem}-weights.pt")
-    line = f"torch.save({loaded.format(path=str(path))}.state_dict(), {str(new)!r})"
+    line = f"torch.save({loaded.format(path=str(path))}.state_dict(), {_new_name(path)!r})"
     return f"; expected a state dict. If you trust the file, write one where the model's code is: import torch; {line}"
 
 
@@ -127,14 +137,23 @@ def _state_dict(path: Path, content: Any) -> tuple[dict[str, Tensor], str]:
         )
     where, tables = next(iter(found.items())) if found else ("", content)
     if not _has_tensors(tables):
-        keys = ", ".join(map(str, [*tables][:8])) or "nothing"
+        keys = ", ".join(f"{key!r:.80}" for key in [*tables][:8]) or "nothing"
         raise Unimportable(f"{path}: got {keys}, expected tensors by their names, or one of {', '.join(USUAL_KEYS)}")
+    _check_names(path, tables)
     for name, value in tables.items():
-        if not isinstance(name, str):
-            raise Unimportable(f"{path}: {name!r}: got a {type(name).__name__} as a name, expected a text")
         if not isinstance(value, Tensor):
             raise Unimportable(f"{path}: {name}: got a {type(value).__name__}, expected a tensor")
     return dict(tables), where
+
+
+def _check_names(path: Path, names: Iterable[object]) -> None:
+    """Raise Unimportable for a name that no module gives a tensor and no message should repeat."""
+    for name in names:
+        if not isinstance(name, str):
+            raise Unimportable(f"{path}: {name!r:.80}: got a {type(name).__name__} as a name, expected a text")
+        if not name.isprintable() or len(name) > MAX_NAME:
+            expected = f"at most {MAX_NAME} printable characters"
+            raise Unimportable(f"{path}: got the name {name[:80]!a} of {len(name):,} characters, expected {expected}")
 
 
 def _has_tensors(value: object) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import stat
@@ -138,6 +139,21 @@ def test_bomb_is_read_no_further_than_its_stated_size(tiny: Path, own: Path) -> 
     assert names(own) == []
 
 
+def test_source_that_would_never_answer_is_refused(own: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.zip")
+    with pytest.raises(BundleError, match=r"pipe\.zip: got a FIFO, expected a file"):
+        add_zip(tmp_path / "pipe.zip", own)
+
+
+def test_bundle_too_deep_in_a_zip_is_told_with_its_place(tiny: Path, own: Path) -> None:
+    with zipfile.ZipFile(tiny.parent / "deep.zip", "w") as archive:
+        archive.write(tiny / "manifest.json", "a/b/manifest.json")
+    with pytest.raises(
+        BundleError, match=r"got a bundle in a/b/, expected one bundle, with manifest\.json at the top or"
+    ):
+        add_zip(tiny.parent / "deep.zip", own)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
 def test_half_of_a_zip_is_refused(tiny: Path, own: Path, share: float) -> None:
     data = packed(tiny, tiny.parent / "a.zip").read_bytes()
@@ -159,7 +175,7 @@ def test_damaged_bytes_in_a_zip_are_refused(tiny: Path, own: Path) -> None:
     assert names(own) == []
 
 
-@pytest.mark.parametrize("name", ["", ".hidden", "..", "a/b", "a.part", "x" * 101, "네", "a\nb"])
+@pytest.mark.parametrize("name", ["", ".hidden", "..", "a/b", "a.part", "x" * 101, "네", "a\nb", "DEFAULT"])
 def test_name_that_no_bundle_can_have_is_refused(tiny: Path, own: Path, name: str) -> None:
     if name:
         with pytest.raises(BundleError, match="name: got"):
@@ -167,6 +183,14 @@ def test_name_that_no_bundle_can_have_is_refused(tiny: Path, own: Path, name: st
     with pytest.raises(BundleError, match="name: got"):
         remove_bundle(name, own)
     assert not own.exists() or names(own) == []
+
+
+def test_default_beside_the_bundles_is_no_bundle_to_remove(tiny: Path, own: Path) -> None:
+    add_folder(tiny, own)
+    (own / "DEFAULT").write_text("tiny")
+    with pytest.raises(BundleError, match=r"got 'DEFAULT', expected .*, not DEFAULT"):
+        remove_bundle("DEFAULT", own)
+    assert sorted(names(own)) == ["DEFAULT", "tiny"]
 
 
 def test_folder_with_other_files_than_its_manifest_says_is_refused(tiny: Path, own: Path) -> None:

@@ -7,6 +7,7 @@ import http.server
 import json
 import re
 import shutil
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -187,8 +188,20 @@ def test_url_without_a_hash_or_with_a_wrong_one_is_a_wrong_use(url: str) -> None
 
 
 def test_secrets_of_a_url_are_not_shown(url: str) -> None:
-    hidden = url.replace("//", "//user:secret@") + "/missing.zip?token=secret#sha256=" + "0" * 64
-    assert "secret" not in str(run("add", hidden).exception)
+    error = str(run("add", f"{url}/missing.zip?token=secret#sha256={'0' * 64}").exception)
+    assert "/missing.zip: SHA-256: got " in error
+    assert "secret" not in error
+    done = run("add", url.replace("//", "//user:secret@") + "/tiny.zip#sha256=" + "0" * 64)
+    assert (done.exit_code, "secret" in done.output) == (2, False)
+    assert "name and password, which are not sent" in done.output
+
+
+def test_silent_server_is_given_up_after_the_time_that_is_told(data: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        done = run("add", f"http://127.0.0.1:{port}/tiny.zip#sha256={'0' * 64}", "--timeout", "1")
+    assert str(done.exception) == f"http://127.0.0.1:{port}/tiny.zip: silent for 1 seconds"
+    assert names(data) == []
 
 
 def test_hash_of_a_local_zip_file_is_checked(tiny: Path, sha256: str, data: Path) -> None:

@@ -22,11 +22,13 @@ class OurError(Exception):
 
 
 @click.command("greet")
-@click.option("--fail", type=click.Choice(["ours", "missing", "foreign"]))
+@click.option("--fail", type=click.Choice(["ours", "missing", "foreign", "hostile"]))
 def greet(fail: str | None) -> None:
     """Say hello."""
     if fail == "ours":
         raise OurError("runs/x: got nothing, expected a checkpoint")
+    if fail == "hostile":
+        raise OurError("weights.pt: got \x1b]0;pwned\x07\x9b2J\udcff\r한글 é,\n  expected others")
     if fail == "missing":
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
     if fail == "foreign":
@@ -110,6 +112,14 @@ def test_error_of_the_project_is_one_line_and_exit_code_1(
 ) -> None:
     assert run_main(monkeypatch, verb, "--fail", "ours") == 1
     assert capsys.readouterr() == ("", "meari: runs/x: got nothing, expected a checkpoint\n")
+
+
+def test_text_of_a_file_or_server_in_a_message_does_not_command_the_terminal(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main(monkeypatch, verb, "--fail", "hostile") == 1
+    shown = "meari: weights.pt: got \\x1b]0;pwned\\x07\\x9b2J\\udcff\\r한글 é,\n  expected others\n"
+    assert capsys.readouterr().err == shown
 
 
 def test_missing_training_packages_are_explained(

@@ -85,6 +85,24 @@ HOSTILE = {
         r"^decoder.bias: got a tensor on the meta device",
     ),
     "no name": (lambda state: state.update({1: torch.ones(2)}), r"model.pt: 1: got a int as a name, expected a text"),
+    "name of many digits": (
+        with_(f"rnn.weight_ih_l{'9' * 5000}"[:190], torch.ones(2)),
+        r"a name that .* does not have",
+    ),
+    "name of a leading zero": (with_("rnn.weight_ih_l01", torch.ones(2)), r"^rnn.weight_ih_l01: got a name that"),
+    "name that commands a terminal": (
+        with_("rnn\x1b[2J\nmeari: done", torch.ones(2)),
+        r"got the name 'rnn\\x1b\[2J\\nmeari: done' of 19 characters",
+    ),
+    "endless name": (
+        with_("x" * 5000, torch.ones(2)),
+        r"got the name 'x{80}' of 5,000 characters, expected at most 200",
+    ),
+    "numbers that are not in the file": (
+        with_("rnn.weight_hh_l0", torch.ones(1).expand(4 << 30, 1 << 30)),
+        r"^rnn.weight_hh_l0: got the shape \[4294967296, 1073741824\] of numbers that repeat",
+    ),
+    "float8": (with_("decoder.bias", torch.ones(V).to(torch.float8_e4m3fn)), r"^decoder.bias: got float8_e4m3fn num"),
     "no tensor": (lambda state: state.update(epoch=3), r"model.pt: epoch: got a int, expected a tensor"),
 }
 
@@ -130,6 +148,12 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
     (tmp_path / "cut.safetensors").write_bytes(b"\x00\x10\x00\x00\x00\x00\x00\x00{")
     (tmp_path / "text.pt").write_text("weights")
     (tmp_path / "empty.pt").touch()
+    torch.save(state_of(), tmp_path / "other-protocol.pt", pickle_protocol=4)
+    (tmp_path / "three-bytes.pt").write_bytes(content[:3])
+    for name in ("other-protocol.pt", "three-bytes.pt"):
+        anew = f'torch.load({str(tmp_path / name)!r}, map_location="cpu", weights_only=False), '
+        with pytest.raises(Unimportable, match=f"damaged, or pickled by another protocol.*{re.escape(anew)}"):
+            read_foreign(Source(tmp_path / name, tmp_path / "words.txt"), "model")
     for name in ("cut.pt", "cut.safetensors", "text.pt", "empty.pt", "absent.pt", "."):
         with pytest.raises(Unimportable, match=re.escape(str(tmp_path / name))):
             read_foreign(Source(tmp_path / name, tmp_path / "words.txt"), "model")
@@ -147,6 +171,7 @@ VOCABULARIES = {
     "two ends": ([*WORDS[:-1], "</s>"], r"got <eos>, </s>, which may begin or end texts.*--boundary"),
     "beginning and end": ([*WORDS[:-1], "<s>"], r"got <s>, <eos>, .*--boundary"),
     "two unknown ones": ([*WORDS[:-1], "<oov>"], r"got <unk>, <oov>.*--unknown"),
+    "a control character": ([*WORDS[:-1], "a\x9b b"], r'got "a\\x9b b", exp'),
     "words with spaces": ([*WORDS[:-1], "two words"], r'got "two words", expected tokens without white space'),
     "pieces of words": ([*WORDS[:-2], "\u2581the", "\u2581sea"], r"a piece of words"),
 }
@@ -157,6 +182,21 @@ def test_vocabulary_in_a_legacy_encoding_is_refused_with_the_command_that_conver
     path.write_bytes("바다\n하늘\n나무\n".encode("cp949"))
     with pytest.raises(Unimportable, match=f"it looks like CP949 .*: `iconv -f CP949 -t UTF-8 {path}` converts it"):
         read_vocabulary(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
+def test_vocabulary_in_utf_16_is_refused_with_the_command_that_converts_it(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "vocabulary.txt"
+    path.write_bytes("\r\n".join(WORDS).encode(encoding))
+    with pytest.raises(Unimportable, match=f"got UTF-16.*, expected UTF-8; `iconv -f UTF-16.* {path}` converts it"):
+        read_vocabulary(path)
+
+
+@pytest.mark.parametrize("end", ["", "\r\n"])
+def test_vocabulary_of_windows_has_the_same_tokens_with_and_without_a_last_line_end(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "vocabulary.txt"
+    path.write_bytes(("\r\n".join(WORDS) + end).encode("utf-8-sig"))
+    assert read_vocabulary(path).tokens == WORDS
 
 
 @pytest.mark.parametrize(("vocabulary", "message"), VOCABULARIES.values(), ids=VOCABULARIES)

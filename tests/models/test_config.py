@@ -83,7 +83,7 @@ def test_all_problems_are_reported_together() -> None:
     )  # fmt: skip
     assert set(problems_of(tables)) == {
         "sed: got an unknown key, expected one of name, seed, corpus, tokenizer, model, training (did you mean seed?)",
-        "name: got \"a b\", expected a name of letters, digits, '.', '_', '-'",
+        "name: got \"a b\", expected a name of letters, digits, '.', '_', '-', and not DEFAULT",
         'corpus.document: got "page", expected one of "line", "paragraph", "file"',
         "corpus.train: got an empty list, expected at least one file or folder",
         'tokenizer.vocabulary_size: got 0, expected at least 257 for kind "bpe"',
