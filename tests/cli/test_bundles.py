@@ -196,7 +196,7 @@ def test_secrets_of_a_url_are_not_shown(url: str) -> None:
     assert "name and password, which are not sent" in done.output
 
 
-def test_silent_server_is_given_up_after_the_time_that_is_told(data: Path) -> None:
+def test_silent_server_is_given_up_after_the_time_that_is_told(tiny: Path, data: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         done = run("add", f"http://127.0.0.1:{port}/tiny.zip#sha256={'0' * 64}", "--timeout", "1")
