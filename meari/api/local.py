@@ -8,6 +8,7 @@ engines, one for each CPU, that do nothing but lists, so a stream goes on beside
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -164,6 +165,7 @@ class LocalModel:
 
     def _pieces(self, completion: Completion) -> Pieces:
         """Yield the text of each choice as it comes; return the answer's other fields."""
+        process = os.getpid()
         try:
             with self._asking():
                 while not completion.done:
@@ -172,7 +174,8 @@ class LocalModel:
                     for choice in completion.new_choices():
                         yield _converted(Choice, choice)
         finally:
-            completion.generation.cancel()
+            if os.getpid() == process:  # a forked one lacks the threads that take it
+                completion.generation.cancel()
         return _converted(Generation, completion.answer())
 
     def _is_for_lists(self, texts: Sequence[str]) -> bool:

@@ -48,6 +48,7 @@ ANSWER_SECONDS: Final = 600.0  # of silence: a service's own limit for a request
 PATIENCE_SECONDS: Final = 120.0
 LIMIT_SECONDS: Final = 3600.0
 PAST_LIMIT: Final = "rate_limit_exceeded"
+MIN_RETRY_SECONDS: Final = 0.1
 DEFAULT_RETRY_SECONDS: Final = 1.0
 RETRIED: Final = (429, 503)
 MESSAGE_CHARS: Final = 1000
@@ -258,14 +259,16 @@ def retry_seconds(
 ) -> float | None:
     """Return how long to wait before a refused request is sent again, None if it is not.
 
-    header            value of Retry-After: seconds or, as proxies send it, a date; a second if it is neither
+    header            value of Retry-After: seconds or, as proxies send it, a date; a second if it is neither. Where the
+                      time has passed, a tenth of a second, and as long again as all before
     waited            seconds after earlier refusals of the same request
     patience_seconds  longest wait together; past a limit of the key, which other requests use too, an hour; 0: no wait
     """
     if refused.status not in RETRIED:
         return None
     seconds = _seconds(header, clock)
-    seconds = max(0.0, seconds) if math.isfinite(seconds) else DEFAULT_RETRY_SECONDS
+    seconds = seconds if math.isfinite(seconds) else DEFAULT_RETRY_SECONDS
+    seconds = seconds if seconds >= MIN_RETRY_SECONDS else max(MIN_RETRY_SECONDS, waited)
     patience = LIMIT_SECONDS if refused.code == PAST_LIMIT and patience_seconds else patience_seconds
     return seconds if waited + seconds <= patience else None
 

@@ -5,6 +5,7 @@ Input: a generator of choices. Output: an iterator that can be closed. Must not 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator
 from types import TracebackType
 from typing import Self, TypeAlias
@@ -41,17 +42,21 @@ class Stream(StreamEnd):
     `print(choice, end="")` writes that text. The last choice of a sample has `finish_reason`. A stream that is left
     early should be closed, or used in a `with` statement: the model then stops within a few tokens.
 
-    Iterating raises what `generate` raises, and `meari.RemoteError` if the stream of a service is cut off.
+    Iterating raises what `generate` raises, `meari.RemoteError` if the stream of a service is cut off, and RuntimeError
+    in a process that was forked since the stream began: it goes on in the one that began it.
     """
 
     def __init__(self, pieces: Pieces, cancel: Callable[[], None]) -> None:
         self._pieces = pieces
         self._cancel = cancel
+        self._process = os.getpid()
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Choice:
+        if os.getpid() != self._process:
+            raise RuntimeError("the stream goes on in the process that began it alone: begin another after the fork")
         try:
             return next(self._pieces)
         except StopIteration as end:
@@ -59,9 +64,10 @@ class Stream(StreamEnd):
             raise StopIteration from None
 
     def close(self) -> None:
-        """Stop writing."""
-        self._pieces.close()
-        self._cancel()
+        """Stop writing; nothing in a process that was forked since the stream began."""
+        if os.getpid() == self._process:
+            self._pieces.close()
+            self._cancel()
 
     def __enter__(self) -> Self:
         return self

@@ -369,6 +369,21 @@ def test_forked_process_goes_on_with_the_models_of_its_parent(lm: meari.Language
     assert lm.score(TEXTS).tolist() == expected[0]
 
 
+def test_stream_goes_on_in_the_process_that_began_it_alone(lm: meari.LanguageModel) -> None:
+    whole = lm.generate("ab", max_tokens=40, seed=1).text
+    stream = lm.stream("ab", max_tokens=40, seed=1)
+    text = str(next(stream))
+
+    def in_child() -> object:
+        with pytest.raises(RuntimeError, match="in the process that began it alone"):
+            next(stream)
+        stream.close()
+        return lm.generate("ab", max_tokens=40, seed=1).text
+
+    assert result_of_fork(in_child) == whole
+    assert text + "".join(map(str, stream)) == whole
+
+
 def test_characters_share_the_surprisal_of_their_token_and_add_up(bundles: Path) -> None:
     with meari.load(bundles, model="words") as model:
         table = model.surprisal("good day", "char", log_base="e", end=True)

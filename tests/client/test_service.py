@@ -78,9 +78,21 @@ def test_date_of_a_proxy_is_waited_for() -> None:
     refused = Refused("", 429, "overloaded", "too many requests")
     date = "Sun, 06 Nov 1994 08:49:37 GMT"
     assert retry_seconds(refused, date, 0.0, 10.0, lambda: 784111770.0) == 7.0
-    assert retry_seconds(refused, date, 0.0, 10.0, lambda: 784111780.0) == 0.0
+    assert retry_seconds(refused, date, 0.0, 10.0, lambda: 784111780.0) == 0.1
     assert retry_seconds(refused, date, 4.0, 10.0, lambda: 784111770.0) is None
     assert retry_seconds(refused, "tomorrow", 0.0, 10.0) == 1.0
+
+
+@pytest.mark.parametrize("header", ["0", "-5", "Sun, 06 Nov 1994 08:49:37 GMT"])
+def test_refusal_that_names_no_time_to_come_is_asked_less_and_less_often_until_patience_ends(header: str) -> None:
+    slept: list[float] = []
+    with serving(*[(429, {"Retry-After": header}, OVERLOADED)] * 6) as (url, script):
+        with pytest.raises(Refused, match="429 overloaded"):
+            RemoteService(url, patience_seconds=1.0, sleep=slept.append).post("/score", b"{}")
+        assert len(script.received) == 5
+        with pytest.raises(Refused, match="429 overloaded"):
+            RemoteService(url, patience_seconds=0.0, sleep=slept.append).post("/score", b"{}")
+    assert slept == [0.1, 0.1, 0.2, 0.4]
 
 
 @pytest.mark.parametrize("make", [meari.Client, meari.AsyncClient])
