@@ -92,7 +92,7 @@ def _event(value: Any) -> tuple[list[Choice], Generation | None]:
 def _read(read: Callable[[Any], Result], url: str, data: bytes) -> Result:
     try:
         return read(json.loads(data))
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise BadAnswer(url, "got an answer without the fields of the contract, expected a meari service") from None
 
 

@@ -209,7 +209,7 @@ def _object(service: RemoteService, data: bytes, field: str) -> dict[str, Any]:
     """Return an answer as an object. Raises BadAnswer if it lacks the field."""
     try:
         answer = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict) or field not in answer:
         raise BadAnswer(service.url, f"got an answer without {field}, expected a meari service")
@@ -245,7 +245,7 @@ def refusal(url: str, status: int | None, body: bytes, reason: str) -> Refused:
     try:
         detail = json.loads(body)["error"]
         code, message = str(detail["code"]), str(detail["message"])
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         code, message = "", reason or "an answer that is none of meari's"
     return Refused(url, status, code, message[:MESSAGE_CHARS])
 

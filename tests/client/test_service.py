@@ -198,6 +198,17 @@ def test_another_kind_of_service_is_recognised() -> None:
                 ask(RemoteService(url))
 
 
+def test_answer_that_is_nested_without_end_is_of_another_kind_of_service() -> None:
+    nested = b"[" * 100_000
+    with serving((200, {}, nested), (200, {}, nested), (500, {}, nested)) as (url, _):
+        with pytest.raises(BadAnswer, match="expected a meari service"):
+            all_models(RemoteService(url))
+        with pytest.raises(BadAnswer, match="expected a meari service"):
+            meari.Client(url).score("a")
+        with pytest.raises(Refused, match="500"):
+            meari.Client(url).score("a")
+
+
 def test_default_model_is_the_default_of_the_service() -> None:
     models = b'{"models": [{"name": "a"}, {"name": "b"}], "default": "b"}'
     with serving((200, {}, models), (200, {}, b'{"hashes": {}}')) as (url, script):
