@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
+from functools import lru_cache
 from typing import Final, Generic, TypeVar
 
 import numpy as np
@@ -118,6 +119,12 @@ def with_placeholders(run: RunResult, outputs: list[int]) -> RunResult:
         if values.size:
             values[outputs] = 0.0
     return replace(run, **copies)
+
+
+@lru_cache(maxsize=64)
+def whole_rows(num_rows: int) -> ReadInputs:
+    """Return the inputs of a run of one step that computes the log-probabilities of all tokens in every row."""
+    return RowSamplers([None] * num_rows, 0, whole=True).read_inputs(np.arange(num_rows))
 
 
 class RowSamplers:

@@ -47,6 +47,7 @@ from meari.runtime.engine.sequences import (
 )
 
 Alternatives = tuple[list[int], list[float]]
+Places = SequenceOf[tuple[int, int]]  # (number of the place before, token) each, see TokenSearch
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -274,26 +275,47 @@ class TreeRequest(SearchRequest):
         result: TurnResult,
     ) -> list[tuple[int, SearchSequence]]:
         """Run one step of the search; its new places wait for rows with the states of their parents."""
-        self._states += [(states, row) for row in range(len(parents))]
-        places: SequenceOf[tuple[int, int]] = ()
+        places = self.find(logprobs, states, result)
+        if places:
+            result.continuing += self.rows(places, parents[0])
+        else:
+            result.ended.append(parents[0])
+        return []
+
+    def find(self, logprobs: Floats32, states: States, result: TurnResult) -> Places:
+        """Give the search what comes after the places that were run; returns the next ones, none once it is over.
+
+        logprobs, states  as those of `advance`
+        """
+        self._states += [(states, row) for row in range(len(logprobs))]
+        places: Places = ()
         try:
             places = self._search.advance(logprobs)
         except BaseException as error:  # noqa: BLE001 (a caller's search must not hurt other requests)
             self.note_failure(matcher_failure(error))
         result.num_searched += len(places)
-        one = parents[0]
-        for parent, token in places:
-            of_step, row = self._states[parent]
-            state = {name: values[row] for name, values in of_step.items()}
-            sequence = SearchSequence(
-                request=self, forced=one.forced, fed=one.fed, state=state, start=one.start, next_token=token
-            )
-            result.continuing.append(sequence)
         if not places:
             self._states.clear()
             self.handle.samples[0].finish = Finish.STOP
-            result.ended.append(parents[0])
-        return []
+        return places
+
+    def states_before(self, places: Places) -> States:
+        """Return the states after the parents of some places, float32 [places, *shape] a tensor."""
+        parents = [self._states[parent] for parent, _ in places]
+        return {name: np.array([states[name][row] for states, row in parents]) for name in parents[0][0]}
+
+    def rows(self, places: Places, one: SearchSequence) -> list[GenerationSequence]:
+        """Return places as sequences that wait for rows; one: of the search's rows."""
+        found: list[GenerationSequence] = []
+        for parent, token in places:
+            of_step, row = self._states[parent]
+            state = {name: values[row] for name, values in of_step.items()}
+            found.append(
+                SearchSequence(
+                    request=self, forced=one.forced, fed=one.fed, state=state, start=one.start, next_token=token
+                )
+            )
+        return found
 
 
 class BeamRequest(SearchRequest):

@@ -149,6 +149,24 @@ class ReadInputs:
         targets = targets[:, None]
         return cls(places, targets, zeros, zeros, logprobs=whole, logits=whole, ranks=ranks, num_best=num_best)
 
+    @cached_property
+    def feeds(self) -> dict[str, Any]:
+        """The inputs of a graph, but for its slices."""
+        choices = self.choices or Choices.likeliest_of(len(self.places))
+        return {
+            **choices.feeds,
+            "rows": self.places,
+            "targets": self.targets,
+            "uniforms": self.uniforms,
+            "redraws": self.redraws,
+            "num_best": np.array([max(1, self.num_best)]),
+            "want_tokens": FLAGS[self.choices is not None],
+            "want_logits": FLAGS[self.logits],
+            "want_logprobs": FLAGS[self.logprobs],
+            "want_ranks": FLAGS[self.ranks],
+            "want_best": FLAGS[self.num_best > 0],
+        }
+
     @property
     def outputs(self) -> tuple[str, ...]:
         """The outputs of the graph that are wanted of the rows."""
@@ -242,7 +260,7 @@ class Runner:
         self._next = [f"next.{tensor.name}" for tensor in self.state_tensors]
         self._no_hidden = np.empty((0, hidden_size), np.float32)
         self.max_slice = max(MIN_SLICE, SLICE_FLOATS // vocabulary_size)
-        self._unused = {"more_hidden": self._no_hidden, "slices": NO_SLICE, **_row_feeds(NOTHING)}
+        self._unused = {"more_hidden": self._no_hidden, "slices": NO_SLICE, **NOTHING.feeds}
 
     @property
     def state_bytes(self) -> int:
@@ -284,7 +302,7 @@ class Runner:
         if more_hidden is not None:
             feeds["more_hidden"] = more_hidden
         if num_rows:
-            feeds |= {**_row_feeds(inputs), "slices": _slices(num_rows, self.max_slice)}
+            feeds |= {**inputs.feeds, "slices": _slices(num_rows, self.max_slice)}
         for name, values in states.items():
             feeds[f"state.{name}"] = values
         found = dict(zip(names, self._run(self.sessions.reader, names, feeds), strict=True))
@@ -346,21 +364,3 @@ def _of_rows(values: npt.NDArray[Any], num_rows: int, name: str) -> npt.NDArray[
     """Return an output of slices, [slices, size, width], as [rows, width], and a column as [rows]."""
     rows = values.reshape(-1, values.shape[2])[:num_rows]
     return rows if name in TABLES else rows[:, 0]
-
-
-def _row_feeds(inputs: ReadInputs) -> dict[str, Any]:
-    num_rows = len(inputs.places)
-    choices = inputs.choices or Choices.likeliest_of(num_rows)
-    return {
-        **choices.feeds,
-        "rows": inputs.places,
-        "targets": inputs.targets,
-        "uniforms": inputs.uniforms,
-        "redraws": inputs.redraws,
-        "num_best": np.array([max(1, inputs.num_best)]),
-        "want_tokens": FLAGS[inputs.choices is not None],
-        "want_logits": FLAGS[inputs.logits],
-        "want_logprobs": FLAGS[inputs.logprobs],
-        "want_ranks": FLAGS[inputs.ranks],
-        "want_best": FLAGS[inputs.num_best > 0],
-    }

@@ -389,7 +389,8 @@ class TurnResult:
     num_rows         tokens fed
     num_output_rows  distributions computed
     num_sampled      tokens added to samples
-    num_searched     tokens added to hypotheses of beam searches
+    num_searched     tokens added to hypotheses of beam searches, or places of a tree
+    num_steps        of the writing lane, one after another
     forked           texts that have forked off and have tokens of their own to feed
     continuing       sequences whose prompt is read, with a token to feed
     ended            sequences that are done
@@ -401,6 +402,7 @@ class TurnResult:
     num_output_rows: int = 0
     num_sampled: int = 0
     num_searched: int = 0
+    num_steps: int = 1
     forked: list[Sequence] = field(default_factory=list)
     continuing: list[GenerationSequence] = field(default_factory=list)
     ended: list[Sequence] = field(default_factory=list)

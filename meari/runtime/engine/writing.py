@@ -26,9 +26,10 @@ from meari.runtime.engine.batch import (
     all_finite,
     broken_outputs,
     broken_steps,
+    whole_rows,
     with_placeholders,
 )
-from meari.runtime.engine.beams import SearchRequest, SearchSequence
+from meari.runtime.engine.beams import SearchRequest, SearchSequence, TreeRequest
 from meari.runtime.engine.prefixes import FEW_TEXTS
 from meari.runtime.engine.runner import Floats, ReadInputs, Runner, RunResult, StateRow
 from meari.runtime.engine.sampling import on_grid
@@ -145,10 +146,10 @@ class WritingLane:
         result = self._advance_all(starts, self.plan())
         self._starts = []
         if rows:
-            now, steps = self._clock(), max(1, result.num_rows // rows)
+            now, steps = self._clock(), result.num_steps
             seconds = thread_time() - started
             self._undisturbed += seconds
-            self._pace.add(rows, steps, self._runner.run_seconds - run_before, seconds)
+            self._pace.add(result.num_rows // steps, steps, self._runner.run_seconds - run_before, seconds)
             self.fixed_seconds += steps * self._runner.fixed_step_seconds + self._pace.fixed_seconds
             num_first = sum(isinstance(start.sequence, SampledSequence) for start in starts)
             self._gaps.add(_gaps_of(joining), result.num_sampled - num_first, steps, now)
@@ -175,6 +176,8 @@ class WritingLane:
     def _advance_all(self, starts: list[CachedStart], max_steps: int) -> TurnResult:
         """Feed each sequence its token and take the next; up to `max_steps` times where the graph can do so."""
         sequences = self._batch.sequences
+        if not starts and (search := _only_search(sequences)) is not None:
+            return self._search(search)
         if starts or self._prepared_for is not sequences or self._samplers.is_stale:
             self._prepare(sequences, starts)
         if self._samplers.may_write and not starts:
@@ -233,7 +236,7 @@ class WritingLane:
         steps = useful_steps([sequence.num_left for sequence in samples], min(max_steps, self._samplers.max_steps))
         tokens = np.array([sequence.next_token for sequence in samples], np.int64)
         run = self._runner.write(tokens, batch.states, self._samplers.write_inputs(steps))
-        result = TurnResult(steps * len(batch), steps * len(batch))
+        result = TurnResult(steps * len(batch), steps * len(batch), num_steps=steps)
         keep = []
         sound = _sound_steps(run, steps, len(batch))
         columns = zip(run.picked.T.tolist(), on_grid(run.picked_logprobs).T.tolist(), strict=True)
@@ -251,6 +254,36 @@ class WritingLane:
                 keep.append(row)
         batch.states = {name: values[-1] for name, values in run.states.items()}
         batch.keep(keep)
+        return result
+
+    def _search(self, request: TreeRequest) -> TurnResult:
+        """Run steps of a search that is alone, as many as a turn of few rows may take.
+
+        From one step to the next its places are rows of arrays: to join and leave the batch takes as long as a step.
+        """
+        batch, result, until = self._batch, TurnResult(num_steps=0), self._clock() + LONGEST_TURN_SECONDS
+        one, states = batch.sequences[0], batch.states
+        assert isinstance(one, SearchSequence)
+        tokens = [sequence.next_token for sequence in batch.sequences]
+        while True:
+            run = self._runner.run(np.array([tokens], np.int64), states, whole_rows(len(tokens)))
+            states = {name: values[0] for name, values in run.states.items()}
+            one.fed += 1
+            result.num_steps += 1
+            result.num_rows += len(tokens)
+            result.num_output_rows += len(tokens)
+            if not all_finite(states.values()) or broken_outputs(run):
+                result.failed.add(request)
+                break
+            places = request.find(run.logprobs, states, result)
+            if not places:
+                result.ended.append(one)
+                break
+            if self._clock() >= until:
+                result.continuing += request.rows(places, one)
+                break
+            tokens, states = [token for _, token in places], request.states_before(places)
+        batch.clear()
         return result
 
     def _take_one(self, run: RunResult, tokens: list[int], values: list[float], result: TurnResult) -> None:
@@ -291,6 +324,13 @@ class WritingLane:
             keep += [rows[parent] for parent, _ in continuing]
             sequences += [sequence for _, sequence in continuing]
         batch.rearrange(keep, sequences)
+
+
+def _only_search(sequences: list[GenerationSequence]) -> TreeRequest | None:
+    """Return the search in a tree to which all rows belong, if they do."""
+    request = sequences[0].request if sequences else None
+    is_alone = isinstance(request, TreeRequest) and all(sequence.request is request for sequence in sequences)
+    return request if is_alone and isinstance(request, TreeRequest) else None
 
 
 def useful_steps(left: list[int], max_steps: int) -> int:
