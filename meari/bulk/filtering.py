@@ -163,12 +163,17 @@ class Scores:
                 yield np.array([float(cell) if cell else math.nan for cell in some])
 
 
-def find_thresholds(scores: DigitCounts, by: Criterion, head_percent: float, middle_percent: float) -> Thresholds:
-    """Measure the thresholds on a scored reference. Raises BulkError if no line of it has a figure."""
+def find_thresholds(
+    scores: DigitCounts, by: Criterion, head_percent: float, middle_percent: float, of: str = "reference"
+) -> Thresholds:
+    """Measure the thresholds on a scored reference. Raises BulkError if no line of it has a figure.
+
+    of  the reference, in the words of the error
+    """
     counts = scores.count_digits(HIGHEST, 0)
     count = int(counts.sum())
     if not count:
-        raise BulkError("reference: got no line with a figure, expected some lines of text")
+        raise BulkError(f"{of}: got no line with a figure, expected some lines of text")
     ranks = [math.ceil(count * percent / 100) for percent in (head_percent, head_percent + middle_percent)]
     head, middle = (_smallest(scores, counts, rank) if rank else None for rank in ranks)
     return Thresholds(

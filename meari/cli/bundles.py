@@ -88,18 +88,20 @@ def _add_all(
     """Add one after another, and tell of each what was done. Raises as `_add`, with the source in the message."""
     from meari.errors import BundleError
 
-    added = []
-    for source in sources:
-        try:
-            each = _add(source, root, sha256, name, timeout)
-        except BundleError as error:
-            is_told = "://" in source or source in str(error)  # a URL may have secrets
-            raise BundleError(str(error) if is_told else f"{source}: {error}") from None
-        added.append(each)
-        if not as_json:
-            click.echo(f"{each.name} {'is now' if each.is_new else 'was already'} in {each.folder.parent}")
-    if as_json:
-        echo_json({"added": [{**dataclasses.asdict(each), "folder": str(each.folder)} for each in added]})
+    added: list[Added] = []
+    try:
+        for source in sources:
+            try:
+                each = _add(source, root, sha256, name, timeout)
+            except BundleError as error:
+                is_told = "://" in source or source in str(error)  # a URL may have secrets
+                raise BundleError(str(error) if is_told else f"{source}: {error}") from None
+            added.append(each)
+            if not as_json:
+                click.echo(f"{each.name} {'is now' if each.is_new else 'was already'} in {each.folder.parent}")
+    finally:
+        if as_json and added:  # those before one that failed, too
+            echo_json({"added": [{**dataclasses.asdict(each), "folder": str(each.folder)} for each in added]})
 
 
 def _add(source: str, root: Path, sha256: str | None, name: str | None, timeout: float) -> Added:

@@ -212,7 +212,7 @@ def _thresholds(
         assert run.output is not None
         field = "" if _is_text(options.reference) else run.field
         scores = score_reference(replace(run, output=join(run.output, "reference"), field=field))
-    return find_thresholds(scores, by, *options.shares)
+    return find_thresholds(scores, by, *options.shares, of="FILE" if options.reference is None else "--reference")
 
 
 def _suffix_of(names: Sequence[str], source: Source, run: RunOptions) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -102,14 +103,28 @@ def _add(path: Path, key: str, entry: StoredKey, *, as_json: bool) -> None:
     def change(keys: list[StoredKey]) -> list[StoredKey]:
         if any(each.name == entry.name for each in keys):
             raise click.ClickException(f"{path}: there is a key {entry.name} already; revoke it, or take another name")
+        _show_key(key, entry, as_json=as_json)  # before it is kept: a key that nobody saw would stay valid
         return [*keys, entry]
 
-    change_keys(path, change)
-    if as_json:
-        echo_json({"key": key, **_described(entry)})
-        return
-    click.echo(f"Key of {entry.name}, shown this once:", err=True)
-    click.echo(key)
+    try:
+        change_keys(path, change)
+    except OSError as error:
+        raise click.ClickException(f"{error.filename or path}: {error.strerror or error}; no key was added") from None
+
+
+def _show_key(key: str, entry: StoredKey, *, as_json: bool) -> None:
+    """Print a new key. Raises ClickException where standard output does not take it."""
+    problem = "closed" if sys.stdout is None else ""
+    try:
+        if as_json:
+            echo_json({"key": key, **_described(entry)})
+        else:
+            click.echo(f"Key of {entry.name}, shown this once:", err=True)
+            click.echo(key)
+    except OSError as error:
+        problem = error.strerror or str(error)
+    if problem:
+        raise click.ClickException(f"standard output: {problem}, expected a place to show the key; no key was added")
 
 
 def _revoke(path: Path, name: str, *, as_json: bool) -> None:

@@ -161,11 +161,15 @@ def main() -> None:
     leave_compiler_out()
     try:
         code = _run()
-        with quiet_end():
-            sys.stdout.flush()
     except ReaderGone:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the last flush goes nowhere
         code = 0
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the last flush goes nowhere
+        if not isinstance(error, BrokenPipeError):
+            code = code or _failed(f"standard output: {error.strerror or error}")
     sys.exit(code)
 
 

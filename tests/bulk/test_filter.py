@@ -144,3 +144,16 @@ def test_a_pipe_cannot_be_read_twice(two_models: Path, tmp_path: Path) -> None:
     done = meari("filter", "-", "--model", "one", "--bundles", two_models, "-o", tmp_path / "out", stdin="ab\n")
     assert done.returncode == 2
     assert b"FILE: got standard input, expected files: they are read twice" in done.stderr
+
+
+def test_corpus_without_lines_is_told_by_its_option(two_models: Path, tmp_path: Path) -> None:
+    empty, full = tmp_path / "empty.txt", tmp_path / "full.txt"
+    empty.write_bytes(b"")
+    full.write_text("ab\n", "utf-8")
+    common = ("--model", "one", "--bundles", two_models, "-o")
+    done = meari("filter", empty, *common, tmp_path / "first")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(b"meari: FILE: got no line with a figure")
+    done = meari("filter", full, "--reference", empty, *common, tmp_path / "second")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(b"meari: --reference: got no line with a figure")

@@ -120,6 +120,10 @@ def test_each_of_several_sources_is_told_until_one_fails_by_its_name(tiny: Path,
     assert done.exit_code == 1
     assert done.stdout == f"tiny is now in {data}\n"
     assert str(cut) in str(done.exception)
+    done = run("add", tiny, cut, "--json")
+    assert done.exit_code == 1
+    assert [each["name"] for each in json.loads(done.stdout)["added"]] == ["tiny"]
+    assert run("add", cut, "--json").stdout == ""
 
 
 def test_list_shows_every_folder_and_which_bundle_is_hidden(tiny: Path, data: Path) -> None:

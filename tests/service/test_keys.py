@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -120,6 +123,25 @@ def test_file_holds_no_key_and_is_for_its_owner_alone(path: Path) -> None:
     assert "alice" in keys_of(path, "list")
     keys_of(path, "revoke", "alice")
     assert read_keys(path) == []
+
+
+@pytest.mark.parametrize(("to", "says"), [("/dev/full", "No space left"), ("pipe", "Broken pipe"), ("", "closed")])
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_key_that_could_not_be_shown_is_not_added(path: Path, to: str, says: str, more: list[str]) -> None:
+    added(path, "alice")
+    command = [sys.executable, "-m", "meari", "keys", "add", "bob", "--file", str(path), *more]
+    if to == "":
+        command = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
+    read, write = os.pipe()
+    os.close(read)
+    with Path("/dev/full").open("wb") as full, os.fdopen(write, "wb", buffering=0) as pipe:
+        out = full if to == "/dev/full" else pipe
+        done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"meari: standard output: {says}")
+    assert last.endswith("no key was added")
+    assert [key.name for key in read_keys(path)] == ["alice"]
 
 
 def test_keys_verb_says_what_is_wrong(path: Path) -> None:
