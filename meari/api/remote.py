@@ -20,7 +20,7 @@ from meari.bulk.options import ScoreOptions
 from meari.bulk.remote import RemoteBackend, open_remote
 from meari.client.answers import Completions, Generation, Token
 from meari.client.client import Client
-from meari.client.errors import Refused
+from meari.client.errors import OTHER_FIELDS, BadAnswer, Refused
 from meari.client.service import find_model
 from meari.client.streams import Pieces, Stream
 from meari.errors import MeariError, NotReady
@@ -45,7 +45,7 @@ class RemoteModel:
             self._description = find_model(client.service, model)
         self.name: str = self._description["name"]
         self.where = client.service.url
-        self.has_ends: bool = self._description["corpus"]["has_ends"]
+        self.has_ends: bool = self._description["corpus"].get("has_ends", True)
 
     def describe(self) -> dict[str, Any]:
         """Return the answer of GET /models/NAME."""
@@ -66,9 +66,10 @@ class RemoteModel:
         """Return the state after a text."""
         with self._asking():
             answer = self._client.score([text], model=self.name, state=state, add_end=False, return_state=True)
-        found = answer.results[0].state
-        assert found is not None, "it was asked for"
-        return found
+        found = [result.state for result in answer.results]
+        if len(found) != 1 or found[0] is None:
+            raise BadAnswer(self.where, OTHER_FIELDS)
+        return found[0]
 
     def generate(self, request: GenerateRequest) -> Generation:
         """Continue a prompt."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Final, TypeVar
 
@@ -19,7 +20,7 @@ from msgspec import UNSET
 from meari.bulk.backends import Generated, batches
 from meari.bulk.errors import BulkError
 from meari.bulk.options import GenerateOptions, ScoreOptions
-from meari.client.errors import Refused
+from meari.client.errors import OTHER_FIELDS, BadAnswer, Refused
 from meari.client.service import RemoteService, find_model
 from meari.errors import EngineFailed
 from meari.runtime.answers import Choice, GenerateAnswer, GenerateUsage, ScoredToken, ScoredWord, TextFigures
@@ -32,6 +33,7 @@ __all__ = ["RemoteBackend", "open_remote"]
 OUT_OF_TIME: Final = "timeout"
 TOO_LARGE: Final = 413
 FAILED: Final = 500
+MAX_LOGPROB: Final = 1e100  # sums of units of the grid stay finite
 Answer = TypeVar("Answer")
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -42,6 +44,10 @@ class RemoteScored(TextFigures):
     token_rows: list[ScoredToken] = msgspec.field(default_factory=list, name="tokens")
     word_rows: list[ScoredWord] = msgspec.field(default_factory=list, name="words")
     log_base: LogBase = "e"  # not in the result itself
+
+    def __post_init__(self) -> None:
+        if max(abs(self.logprob), abs(self.logprob_without_unknown)) > MAX_LOGPROB:
+            raise ValueError("no log-probability")
 
     def sums(self) -> TextSums:
         """Return the engine's own sums: they lie on its grid, so rounding finds them again."""
@@ -132,10 +138,10 @@ class RemoteBackend:
     def score(self, context: str, texts: Sequence[str], options: ScoreOptions) -> Callable[[], Iterable[Scored]]:
         """Ask for texts, as many in one request as the service takes."""
         answers = [
-            self._begin(partial(self._scores, context, some, options))
+            (self._begin(partial(self._scores, context, some, options)), len(some))
             for some in batches(texts, self.max_text_chars - len(context), self._max_texts)
         ]
-        return partial(_await_scores, answers, options.log_base)
+        return partial(_await_scores, self.source, answers, options.log_base)
 
     def _scores(self, context: str, texts: list[str], options: ScoreOptions) -> list[bytes]:
         """Return the answers for texts, sent in halves where they are too many, as for the limits of a key."""
@@ -155,13 +161,16 @@ class RemoteBackend:
         logprobs = 0 if wants_counts and request.logprobs is None else request.logprobs
         body = msgspec.structs.replace(request, model=self._model, logprobs=logprobs)
         answer = self._begin(partial(self._post, "/generate", body))
-        return partial(_await_answer, answer, with_tokens=request.logprobs is not None, label=label)
+        return partial(_await_answer, self.source, answer, with_tokens=request.logprobs is not None, label=label)
 
     def stream(self, request: GenerateRequest, note_usage: Callable[[GenerateUsage], None]) -> Iterator[str]:
         """Yield the text of one sample as it comes, then a line end. Raises BulkError if the service's time was up."""
         reason, usage = "", None
         body = _encode(msgspec.structs.replace(request, model=self._model, stream=True))
-        for event in map(_decode_event, self._service.stream("/generate", body)):
+        for data in self._service.stream("/generate", body):
+            with _as_answers(self.source):
+                event = _decode_event(data)
+
             for choice in event.choices:
                 if choice.text:
                     yield choice.text
@@ -196,16 +205,37 @@ class RemoteBackend:
         return {"model": self._model, "texts": texts, "context": context, **named}
 
 
-def _await_scores(answers: Iterable[Callable[[], list[bytes]]], log_base: LogBase) -> Iterator[Scored]:
-    for answer in answers:
-        for result in (result for data in answer() for result in _decode_scores(data).results):
+@contextmanager
+def _as_answers(url: str) -> Iterator[None]:
+    """Raise BadAnswer for bytes that are no answer of meari."""
+    try:
+        yield
+    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError):
+        raise BadAnswer(url, OTHER_FIELDS) from None
+
+
+def _await_scores(
+    url: str, answers: Iterable[tuple[Callable[[], list[bytes]], int]], log_base: LogBase
+) -> Iterator[Scored]:
+    for answer, count in answers:
+        several = answer()
+        with _as_answers(url):
+            results = [result for data in several for result in _decode_scores(data).results]
+        if len(results) != count:
+            raise BadAnswer(url, f"got the figures of {len(results)} texts, expected those of {count}")
+        for result in results:
             result.log_base = log_base
             yield result
 
 
-def _await_answer(answer: Callable[[], bytes], *, with_tokens: bool, label: str) -> Generated:
+def _await_answer(url: str, answer: Callable[[], bytes], *, with_tokens: bool, label: str) -> Generated:
     """Wait for an answer. Its tokens stay in the choices only if the user asked for them."""
-    found = _decode_answer(answer())
+    data = answer()
+    with _as_answers(url):
+        found = _decode_answer(data)
+        logprobs = [math.fsum(token.logprob for token in choice.tokens or []) for choice in found.choices]
+    if not found.choices:
+        raise BadAnswer(url, "got no text, expected one at least")
     tokens = [[] if choice.tokens is UNSET else choice.tokens for choice in found.choices]
     num_tokens = [len(some) for some in tokens]
     if not any(num_tokens):  # only the sum over the samples is known
@@ -213,7 +243,6 @@ def _await_answer(answer: Callable[[], bytes], *, with_tokens: bool, label: str)
     for choice in found.choices:
         _check_time(label, choice.finish_reason)
         choice.tokens = choice.tokens if with_tokens else UNSET
-    logprobs = [math.fsum(token.logprob for token in some) for some in tokens]
     return Generated(found.seed, found.choices, found.usage, num_tokens, logprobs)
 
 

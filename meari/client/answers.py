@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import types
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -336,11 +337,25 @@ def _reader(kind: Hashable) -> Callable[[Any], Any]:
     arguments = get_args(kind)
     if get_origin(kind) is tuple:
         item = _reader(arguments[0])
-        return lambda values: tuple(map(item, values))
+        return lambda values: tuple(map(item, _checked(list, values)))
+    if get_origin(kind) is Mapping:
+        item = _reader(arguments[1])
+        return lambda values: {name: item(value) for name, value in _checked(dict, values).items()}
     if get_origin(kind) is types.UnionType:
         inner = _reader(arguments[0])
         return lambda value: None if value is None else inner(value)
-    return lambda value: value
+    if kind is Any:
+        return lambda value: value
+    return functools.partial(_checked, kind)
+
+
+def _checked(kind: Any, value: Any) -> Any:
+    """Return a value of JSON. Raises TypeError for another type, ValueError or OverflowError for no finite number."""
+    if not isinstance(value, (int, float) if kind is float else kind) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(f"got {type(value).__name__}")
+    if kind is float and not math.isfinite(value):
+        raise ValueError("got no finite number")
+    return value
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
 from meari.client.answers import Choice, Completions, Generation, ScoreAnswer, Token, Usage, read_answer
-from meari.client.errors import BadAnswer
+from meari.client.errors import OTHER_FIELDS, BadAnswer
 from meari.client.fields import body_of
 
 __all__ = ["Call", "complete", "detokenize", "generate", "model", "models", "read_event", "score", "tokenize"]
@@ -92,8 +92,8 @@ def _event(value: Any) -> tuple[list[Choice], Generation | None]:
 def _read(read: Callable[[Any], Result], url: str, data: bytes) -> Result:
     try:
         return read(json.loads(data))
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise BadAnswer(url, "got an answer without the fields of the contract, expected a meari service") from None
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
+        raise BadAnswer(url, OTHER_FIELDS) from None
 
 
 def _with(field: str) -> Callable[[Any], dict[str, Any]]:

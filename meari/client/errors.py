@@ -10,7 +10,11 @@ RemoteError
 
 from __future__ import annotations
 
-__all__ = ["BadAnswer", "Refused", "RemoteError", "Unreachable"]
+from typing import Final
+
+__all__ = ["OTHER_FIELDS", "BadAnswer", "Refused", "RemoteError", "Unreachable"]
+
+OTHER_FIELDS: Final = "got an answer without the fields of the contract, expected a meari service"
 
 
 class RemoteError(Exception):

@@ -22,8 +22,10 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
+from meari.client.answers import read_answer
 from meari.client.connections import Answer, Connections
-from meari.client.errors import BadAnswer, Refused, RemoteError, Unreachable
+from meari.client.descriptions import ModelDescription, ModelList
+from meari.client.errors import OTHER_FIELDS, BadAnswer, Refused, RemoteError, Unreachable
 
 __all__ = [
     "ANSWER_SECONDS",
@@ -193,26 +195,26 @@ def translated(url: str) -> Iterator[None]:
 
 def all_models(service: RemoteService) -> dict[str, Any]:
     """Return the answer of GET /models. Raises RemoteError."""
-    return _object(service, service.get("/models"), "models")
+    return _object(service, service.get("/models"), ModelList)
 
 
 def find_model(service: RemoteService, name: str | None) -> dict[str, Any]:
     """Return the answer of GET /models/NAME; without a name that of the default model. Raises RemoteError."""
     if name is not None:
-        return _object(service, service.get(f"/models/{quote(name, safe='')}"), "hashes")
+        return _object(service, service.get(f"/models/{quote(name, safe='')}"), ModelDescription)
     served = all_models(service)
     found: dict[str, Any] = next(model for model in served["models"] if model["name"] == served["default"])
     return found
 
 
-def _object(service: RemoteService, data: bytes, field: str) -> dict[str, Any]:
-    """Return an answer as an object. Raises BadAnswer if it lacks the field."""
+def _object(service: RemoteService, data: bytes, kind: type) -> dict[str, Any]:
+    """Return an answer as an object. Raises BadAnswer if it does not fit the type, or cannot be written as JSON."""
     try:
-        answer = json.loads(data)
-    except (ValueError, RecursionError):
-        answer = None
-    if not isinstance(answer, dict) or field not in answer:
-        raise BadAnswer(service.url, f"got an answer without {field}, expected a meari service")
+        answer: dict[str, Any] = json.loads(data)
+        read_answer(kind, answer)
+        json.dumps(answer, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
+        raise BadAnswer(service.url, OTHER_FIELDS) from None
     return answer
 
 

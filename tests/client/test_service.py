@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import json
 import re
 import threading
 from collections.abc import Iterator
@@ -11,8 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 import meari
+from meari.cli.main import group
 from meari.client.errors import BadAnswer, Refused, RemoteError, Unreachable
 from meari.client.service import RemoteService, all_models, checked_url, find_model, retry_seconds
 from tests.service.running import free_port
@@ -209,12 +212,128 @@ def test_answer_that_is_nested_without_end_is_of_another_kind_of_service() -> No
             meari.Client(url).score("a")
 
 
+def described(name: str = "a") -> dict[str, Any]:
+    """Return a description with all that is read of it."""
+    return {
+        "name": name,
+        "family": "gru",
+        "precision": "float32",
+        "sizes": {"vocabulary": 3, "parameters": 9},
+        "state": [{"name": "h", "shape": [1, "batch", 2]}],
+        "tokenizer": {"kind": "char", "normalization": "NFC", "vocabulary_size": 3, "boundary": {"token": "|"}},
+        "graphs": {"cell": {"operators": {"MatMul": 1}}},
+        "corpus": {"name": "c"},
+        "figures": {"test": {"perplexity": 2.5, "bits_per_char": 1}},
+        "hashes": {"bundle": "0" * 64},
+        "limits": {"max_texts": 8, "max_text_chars": 100},
+        "self_test": {"golden_max_difference": 0.0, "rows_isolated": True, "batch_sizes": [1, 2]},
+    }
+
+
+def as_json(value: object) -> tuple[int, dict[str, str], bytes]:
+    return (200, {}, json.dumps(value).encode())
+
+
 def test_default_model_is_the_default_of_the_service() -> None:
-    models = b'{"models": [{"name": "a"}, {"name": "b"}], "default": "b"}'
-    with serving((200, {}, models), (200, {}, b'{"hashes": {}}')) as (url, script):
-        assert find_model(RemoteService(url), None) == {"name": "b"}
+    models = {"models": [described("a"), described("b")], "default": "b"}
+    with serving(as_json(models), as_json(described("a/b"))) as (url, script):
+        assert find_model(RemoteService(url), None) == described("b")
         find_model(RemoteService(url), "a/b")
     assert [path for path, _, _ in script.received] == ["/models", "/models/a%2Fb"]
+
+
+def changed(change: tuple[str, object]) -> dict[str, Any]:
+    """Return a description that lacks a field, or has another value there."""
+    path, value = change
+    *parents, last = path.split(".")
+    found = below = described()
+    for each in parents:
+        below = below[each]
+    if value is None:
+        del below[last]
+    else:
+        below[last] = value
+    return found
+
+
+NO_CHOICES = as_json(
+    {
+        "model": "a",
+        "seed": 1,
+        "choices": [],
+        "usage": {"prompt_tokens": 1, "cached_tokens": 0, "generated_tokens": 0},
+    }
+)[2]
+VALUES: list[object] = [3, "x", [0], {}]
+WRONG: list[tuple[str, object]] = [
+    *[(name, None) for name in described() if name != "name"],
+    *[(name, value) for name in described() for value in VALUES if type(value) is not type(described()[name])],
+    ("hashes.bundle", 3),
+    ("sizes.vocabulary", None),
+    ("sizes.parameters", "9"),
+    ("figures.test", "x"),
+    ("figures.test.perplexity", "x"),
+    ("figures.test.perplexity", float("nan")),
+    ("figures.test.perplexity", 10**400),
+    ("figures.reported_part", ["test"]),
+    ("limits.max_texts", True),
+    ("corpus.name", "\ud800"),
+    ("graphs.cell.operators", [1]),
+    ("files", {"a": 1}),
+]
+
+
+@pytest.mark.parametrize("change", WRONG)
+def test_description_of_another_kind_is_refused_by_every_verb(change: tuple[str, object]) -> None:
+    bad = as_json(changed(change))
+    listed = as_json({"models": [changed(change)], "default": "a"})
+    with serving(bad, bad, bad, bad, listed, listed) as (url, script):
+        for verb in (["inspect", "a"], ["score", "--text", "x", "--model", "a"]):
+            result = CliRunner().invoke(group, [*verb, "--server", url])
+            assert isinstance(result.exception, BadAnswer), result.output
+        with pytest.raises(BadAnswer):
+            meari.load(url, model="a")
+        script.responses[:1] = []
+        result = CliRunner().invoke(group, ["models", "--server", url])
+        assert isinstance(result.exception, BadAnswer), result.output
+        with pytest.raises(BadAnswer):
+            meari.load(url)
+
+
+def test_complete_description_is_shown() -> None:
+    listed = as_json({"models": [described()], "default": "a"})
+    with serving(as_json(described()), listed) as (url, _):
+        for words in (["inspect", "a"], ["models"]):
+            result = CliRunner().invoke(group, [*words, "--server", url])
+            assert result.exit_code == 0, result.exception
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *[b"nope", b"\xff", b'"\xff"', b"[" * 100_000, b"{}", b"[]", b'{"results": []}', b'{"results": [{}]}'],
+        NO_CHOICES,
+    ],
+)
+def test_other_answers_of_the_work_are_refused(body: bytes) -> None:
+    good = as_json(described())
+    bad: tuple[int, dict[str, str], bytes] = (200, {}, body)
+    with serving(good, good, bad, bad, good, good, bad, bad) as (url, script):
+        for words in (["score", "--text", "x", "--model", "a"], ["generate", "x", "--model", "a", "--json"]):
+            if words[0] == "generate":
+                script.responses[:] = [bad]
+            result = CliRunner().invoke(group, [*words, "--server", url])
+            assert isinstance(result.exception, BadAnswer), (result.exception, result.output)
+        script.responses[:] = [good, good, bad]
+        with meari.load(url, model="a") as lm, pytest.raises(BadAnswer):
+            lm.score("x")
+
+
+def test_event_of_another_kind_is_refused() -> None:
+    for event in (b"nope", b"{}", b'{"choices": 3}', b"\xff"):
+        with serving((200, {}, b"data: " + event + b"\n\ndata: [DONE]\n\n")) as (url, _):
+            result = CliRunner().invoke(group, ["generate", "x", "--model", "a", "--server", url])
+            assert isinstance(result.exception, BadAnswer), (result.exception, result.output)
 
 
 @pytest.mark.parametrize(
