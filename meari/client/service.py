@@ -203,8 +203,10 @@ def find_model(service: RemoteService, name: str | None) -> dict[str, Any]:
     if name is not None:
         return _object(service, service.get(f"/models/{quote(name, safe='')}"), ModelDescription)
     served = all_models(service)
-    found: dict[str, Any] = next(model for model in served["models"] if model["name"] == served["default"])
-    return found
+    found: dict[str, dict[str, Any]] = {model["name"]: model for model in served["models"]}
+    if served["default"] not in found:
+        raise RemoteError(service.url, f"its default model is not served, but {', '.join(found) or 'none at all'}")
+    return found[served["default"]]
 
 
 def _object(service: RemoteService, data: bytes, kind: type) -> dict[str, Any]:

@@ -242,6 +242,16 @@ def test_default_model_is_the_default_of_the_service() -> None:
     assert [path for path, _, _ in script.received] == ["/models", "/models/a%2Fb"]
 
 
+def test_default_that_is_not_served_is_named_and_the_others_are_listed() -> None:
+    for names, others in ((["b", "c"], "b, c"), ([], "none at all")):
+        listed = as_json({"models": [described(name) for name in names], "default": ""})
+        with serving(listed, listed) as (url, _):
+            with pytest.raises(RemoteError, match=f"default model is not served, but {others}"):
+                find_model(RemoteService(url), None)
+            result = CliRunner().invoke(group, ["models", "--server", url])
+            assert (result.exit_code, all(name in result.output for name in names)) == (0, True)
+
+
 def changed(change: tuple[str, object]) -> dict[str, Any]:
     """Return a description that lacks a field, or has another value there."""
     path, value = change
