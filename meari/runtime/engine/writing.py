@@ -4,7 +4,7 @@ Input: sequences with a token to feed. Output: the result of each turn. Must not
 
     new from cache  their prompt's state came from the cache with the hidden vector: the first token needs no step
     joining         they have a token to feed and wait for a row, which they get at the next turn
-    batch           one row each
+    batch           one row each; where all are of one search in a tree, it takes several steps a turn by itself
 
 Owned by the engine's thread.
 """
@@ -329,8 +329,9 @@ class WritingLane:
 def _only_search(sequences: list[GenerationSequence]) -> TreeRequest | None:
     """Return the search in a tree to which all rows belong, if they do."""
     request = sequences[0].request if sequences else None
-    is_alone = isinstance(request, TreeRequest) and all(sequence.request is request for sequence in sequences)
-    return request if is_alone and isinstance(request, TreeRequest) else None
+    if isinstance(request, TreeRequest) and all(sequence.request is request for sequence in sequences):
+        return request
+    return None
 
 
 def useful_steps(left: list[int], max_steps: int) -> int:
