@@ -118,7 +118,7 @@ def test_key_of_the_file_brings_its_rights_and_limits(path: Path) -> None:
 def test_file_holds_no_key_and_is_for_its_owner_alone(path: Path) -> None:
     key = keys_of(path, "add", "alice").strip()
     assert key.startswith("meari_")
-    assert key.rpartition("_")[2] not in path.read_text("utf-8")
+    assert key.removeprefix("meari_") not in path.read_text("utf-8")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert "alice" in keys_of(path, "list")
     keys_of(path, "revoke", "alice")
