@@ -26,7 +26,7 @@ from meari.runtime.engine.batch import (
     with_placeholders,
 )
 from meari.runtime.engine.calls import EngineLimits
-from meari.runtime.engine.prefixes import FEW_TEXTS, CachedPrompts
+from meari.runtime.engine.prefixes import CachedPrompts
 from meari.runtime.engine.runner import Ids, ReadInputs, Runner, RunResult
 from meari.runtime.engine.sampling import on_grid
 from meari.runtime.engine.sequences import (
@@ -40,8 +40,6 @@ from meari.runtime.engine.sequences import (
 )
 from meari.runtime.engine.stats import MAX_STEPS, Pace
 
-TURN_SECONDS: Final = 0.005
-OFFLINE_TURN_SECONDS: Final = 0.05  # nobody waits for a turn
 MAX_TOKENS: Final = 512  # of a turn, steps times rows: their states and hidden vectors are held at once
 LIST_ROWS: Final = 16  # of a list that run together: more cost as much a token, and Python works once a row and turn
 LIST_TOKENS: Final = 64  # of a list's turn at least, however long they take
@@ -182,8 +180,16 @@ class ReadingLane:
     """
 
     def __init__(
-        self, runner: Runner, reader: TokenReader, pace: Pace, limits: EngineLimits, *, for_list: bool = False
+        self,
+        runner: Runner,
+        reader: TokenReader,
+        pace: Pace,
+        limits: EngineLimits,
+        *,
+        turn_seconds: Callable[[], float],
+        for_list: bool = False,
     ) -> None:
+        """turn_seconds: the CPU time that a turn may take."""
         self._runner = runner
         self._batch: Batch[Sequence] = Batch(runner)
         self._waiting: deque[Sequence] = deque()
@@ -191,7 +197,7 @@ class ReadingLane:
         self._pace = pace
         self._max_rows = min(limits.max_slots, LIST_ROWS) if for_list else limits.max_slots
         self._min_tokens = LIST_TOKENS if for_list else 1
-        self._turn_seconds = OFFLINE_TURN_SECONDS if limits.offline else TURN_SECONDS
+        self._turn_seconds = turn_seconds
         self._max_whole_rows = max(64, min(MAX_TOKENS, MAX_FLOATS // runner.vocabulary_size))
         self.spent = 0.0
 
@@ -231,19 +237,16 @@ class ReadingLane:
         return result
 
     def _plan(self, needs: list[int]) -> int:
-        """Return the number of steps to run: as many as fit into a turn without feeding much padding."""
+        """Return the number of steps to run: those that fit into a turn and feed the most tokens a second."""
         rows = len(needs)
-        in_time = self._pace.max_steps(rows, self._turn_seconds)
+        in_time = self._pace.max_steps(rows, self._turn_seconds())
         steps = min(max(needs), MAX_STEPS, max(1, MAX_TOKENS // rows), max(in_time, self._min_tokens // rows))
         if steps == 1:
             return 1
         kinds = {isinstance(sequence, TextSequence) for sequence in self._batch.sequences}
         if len(kinds) > 1:  # where a first token needs its whole distribution, the run hands over those of all targets
             steps = min(steps, max(1, self._max_whole_rows // rows))
-        useful = 0.9 if rows > FEW_TEXTS else 0.5  # few rows cost hardly more than one
-        lengths = np.arange(1, steps + 1)
-        num_fed = np.minimum(np.array(needs)[:, None], lengths).sum(axis=0)
-        return int(lengths[num_fed >= useful * rows * lengths].max(initial=1))
+        return self._pace.best_steps(needs, steps)
 
 
 def _inputs(plan: ReadPlan, samplers: RowSamplers | None) -> ReadInputs:

@@ -35,10 +35,12 @@ from meari.runtime.engine.reading import ReadingLane, TokenReader
 from meari.runtime.engine.runner import Floats, Runner
 from meari.runtime.engine.sequences import LaneKind, Phase, Request, Sequence, TurnResult
 from meari.runtime.engine.stats import Pace
-from meari.runtime.engine.writing import WritingLane
+from meari.runtime.engine.writing import CROWDED_TURN_SECONDS, WritingLane
 
 KINDS: Final = tuple(LaneKind)
 MAX_LISTS: Final = 4
+READING_SECONDS: Final = 0.005  # CPU time of a turn
+OFFLINE_READING_SECONDS: Final = 0.05  # nobody waits for a turn
 MAX_PROMPT_DELAY_TURNS: Final = 8  # writing turns that a prompt waits for others to be read with
 
 
@@ -285,7 +287,20 @@ class Lanes:
                 self._spent[other] = max(self._spent[other], least)
 
     def _reading_lane(self, *, for_list: bool = False) -> ReadingLane:
-        return ReadingLane(self._runner, self._reader, self._reading_pace, self._limits, for_list=for_list)
+        return ReadingLane(
+            self._runner,
+            self._reader,
+            self._reading_pace,
+            self._limits,
+            turn_seconds=partial(self._reading_seconds, for_list=for_list),
+            for_list=for_list,
+        )
+
+    def _reading_seconds(self, *, for_list: bool) -> float:
+        """Return the CPU time that a turn may take: where many write, whoever comes waits for them as long anyway."""
+        if self._limits.offline:
+            return OFFLINE_READING_SECONDS
+        return CROWDED_TURN_SECONDS if self.writing.is_crowded and not for_list else READING_SECONDS
 
     def _busy_kinds(self) -> set[LaneKind]:
         found = {LaneKind.WRITING} if len(self.writing) else set()

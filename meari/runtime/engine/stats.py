@@ -13,11 +13,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+
 GAP_SECONDS: Final = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
 )  # fmt: skip
 FIRST_STEPS: Final = 8  # of a turn, while the time of a step is unknown
 MAX_STEPS: Final = 64  # of a turn, when a step takes no measurable time
+SHORTEST: Final = 1e-6  # seconds
+MEMORY: Final = 0.98  # share of what was counted before that still counts a turn later
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ class TokenGaps:
 
 
 class Pace:
-    """CPU time of a step by the number of rows, and that of the rest of a turn, as observed.
+    """CPU time of a step by the number of rows, that of the rest of a turn, and how often texts end, as observed.
 
     Time on the clock would say more about a busy machine than about a step: turns would become small where every turn
     waits for the interpreter or for a CPU, and so cost more.
@@ -139,6 +143,7 @@ class Pace:
 
     def __init__(self) -> None:
         self._seconds: dict[int, tuple[float, float]] = {}  # by the bit length of the number of rows: step, rest
+        self._num_tokens = self._num_ends = 0.0
 
     def add(self, rows: int, steps: int, run_seconds: float, turn_seconds: float) -> None:
         """Take the time of a turn into account, of which `run_seconds` went into its steps."""
@@ -158,3 +163,22 @@ class Pace:
             return FIRST_STEPS
         step, rest = self._seconds[rows.bit_length()]
         return max(1, int((turn_seconds - rest) / step)) if step > 0 else MAX_STEPS
+
+    def add_ends(self, num_tokens: int, num_ends: int) -> None:
+        """Take into account how many of a turn's tokens ended a text that could have had more."""
+        self._num_tokens = MEMORY * self._num_tokens + num_tokens
+        self._num_ends = MEMORY * self._num_ends + num_ends
+
+    def best_steps(self, num_left: Sequence[int], max_steps: int) -> int:
+        """Return the number of steps of a turn in which the most tokens that somebody wants are run a second.
+
+        num_left   tokens that each row has left; in steps past them, or past the end of its text, it runs in vain
+        max_steps  the most steps to return
+
+        A longer turn spreads its fixed cost over more tokens, and runs more of them in vain.
+        """
+        step, rest = self._seconds.get(len(num_left).bit_length(), (1.0, 1.0))
+        steps = np.arange(1, max_steps + 1)
+        going_on = (1.0 - self._num_ends / max(1.0, self._num_tokens)) ** (steps - 1)
+        wanted = (np.array(num_left)[:, None] >= steps).sum(axis=0) * going_on
+        return int((wanted.cumsum() / (max(rest, SHORTEST) + step * steps)).argmax()) + 1

@@ -44,13 +44,13 @@ from meari.runtime.engine.sequences import (
 )
 from meari.runtime.engine.stats import HistogramCounts, Pace, TokenGaps
 
-MAX_WASTED_SHARE: Final = 0.04  # maximum share of tokens computed after their sequence has ended
+MAX_WASTED_SHARE: Final = 0.04  # of what few rows compute: who asked for little does not wait for others' tokens
 TURN_SECONDS: Final = 0.002  # of few rows, while others come
 LONGEST_TURN_SECONDS: Final = 0.008  # of few rows
 FIXED_SECONDS: Final = 0.0004  # that a turn costs whatever its length: Python, cold caches
 MAX_TOKENS: Final = 32  # of each sequence in a turn
-CROWDED_TURN_SECONDS: Final = 0.016  # with many rows, the fixed cost of a turn weighs more,
-CROWDED_MAX_TOKENS: Final = 8  # and sequences that end before the turn does cost more
+CROWDED_TURN_SECONDS: Final = 0.016  # of many rows
+CROWDED_MAX_TOKENS: Final = 16  # prompts wait for the end of the turn
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +90,11 @@ class WritingLane:
     def num_rows(self) -> int:
         """Number of sequences that hold a row."""
         return len(self._batch)
+
+    @property
+    def is_crowded(self) -> bool:
+        """True if many write, whose turns take up to CROWDED_TURN_SECONDS."""
+        return len(self._batch) > FEW_TEXTS
 
     @property
     def gaps(self) -> HistogramCounts:
@@ -168,10 +173,19 @@ class WritingLane:
         turn in which it ends, on average t / 2: both are least with t = sqrt(2 * FIXED_SECONDS * T).
         """
         rows = len(self._batch)
-        if rows > FEW_TEXTS:
+        if self.is_crowded:
             return min(CROWDED_MAX_TOKENS, self._pace.max_steps(rows, CROWDED_TURN_SECONDS))
         seconds = max(TURN_SECONDS, math.sqrt(2 * FIXED_SECONDS * self._undisturbed))
         return min(MAX_TOKENS, self._pace.max_steps(rows, min(LONGEST_TURN_SECONDS, seconds)))
+
+    def _steps(self, num_left: list[int], max_steps: int) -> int:
+        """Return the number of steps to run where each sequence wants so many more tokens."""
+        steps = min(max_steps, max(num_left))
+        if len(num_left) > FEW_TEXTS:
+            return self._pace.best_steps(num_left, steps)
+        while sum(max(0, steps - num) for num in num_left) > MAX_WASTED_SHARE * steps * len(num_left):
+            steps -= 1
+        return steps
 
     def _advance_all(self, starts: list[CachedStart], max_steps: int) -> TurnResult:
         """Feed each sequence its token and take the next; up to `max_steps` times where the graph can do so."""
@@ -233,7 +247,7 @@ class WritingLane:
         batch = self._batch
         samples = [sequence for sequence in batch.sequences if isinstance(sequence, SampledSequence)]
         assert len(samples) == len(batch), "beams want all log-probabilities, which the graph does not write"
-        steps = useful_steps([sequence.num_left for sequence in samples], min(max_steps, self._samplers.max_steps))
+        steps = self._steps([sequence.num_left for sequence in samples], min(max_steps, self._samplers.max_steps))
         tokens = np.array([sequence.next_token for sequence in samples], np.int64)
         run = self._runner.write(tokens, batch.states, self._samplers.write_inputs(steps))
         result = TurnResult(steps * len(batch), steps * len(batch), num_steps=steps)
@@ -252,6 +266,8 @@ class WritingLane:
                 keep.append(row)
             elif not _take_each(sequence, written, values, partial(run.state_after, row=row), result):
                 keep.append(row)
+        ended = [sequence for sequence in samples if sequence.sample.finish is not None]
+        self._pace.add_ends(result.num_sampled, sum(sequence.num_left > 0 for sequence in ended))
         batch.states = {name: values[-1] for name, values in run.states.items()}
         batch.keep(keep)
         return result
@@ -332,14 +348,6 @@ def _only_search(sequences: list[GenerationSequence]) -> TreeRequest | None:
     if isinstance(request, TreeRequest) and all(sequence.request is request for sequence in sequences):
         return request
     return None
-
-
-def useful_steps(left: list[int], max_steps: int) -> int:
-    """Return the number of steps to run where each sequence wants so many more tokens."""
-    steps = min(max_steps, max(left))
-    while steps > 1 and sum(steps - num for num in left if num < steps) > MAX_WASTED_SHARE * steps * len(left):
-        steps -= 1
-    return steps
 
 
 def _sound_steps(run: RunResult, steps: int, rows: int) -> list[int]:

@@ -92,6 +92,8 @@ class Detokenizer:
         """Return the joined results of `feed` for these tokens."""
         if self._kind is TokenizerKind.BPE:
             return self._utf8.decode(b"".join([self._pieces[token] for token in tokens if token != self._end_id]))
+        if self._kind is TokenizerKind.CHAR:
+            return "".join([self._texts[token] for token in tokens if token != self._end_id])
         return "".join([self.feed(token) for token in tokens])
 
     @property
