@@ -278,16 +278,18 @@ class SampledSequence(GenerationSequence):
             self.state = first.state
             result.continuing.append(self)
 
-    def take_all(self, tokens: list[int], logprobs: list[float]) -> bool:
-        """Add several tokens if none of them can be the last one; returns False where each has to be looked at."""
-        if self.stop is not None or self.num_left <= len(tokens):
-            return False
+    def take_all(self, tokens: list[int], logprobs: list[float]) -> int:
+        """Add the tokens before the first that may be the last one, which has to be looked at; returns their number."""
+        if self.stop is not None:
+            return 0
+        num = min(len(tokens), self.num_left - 1)
         if not self.ignores_end and self.sampler.end_id in tokens:
-            return False
-        self.sample.logprobs.extend(logprobs)
-        self.sample.token_ids.extend(tokens)
-        self.next_token = tokens[-1]
-        return True
+            num = min(num, tokens.index(self.sampler.end_id))
+        if num:
+            self.sample.logprobs.extend(logprobs[:num])
+            self.sample.token_ids.extend(tokens[:num])
+            self.next_token = tokens[num - 1]
+        return num
 
     def take(self, token: int, logprob: float, copy_state: CopyState) -> bool:
         """Add a sampled token; returns True when the sample is over. copy_state: of the state before the token."""

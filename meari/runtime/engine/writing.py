@@ -256,16 +256,20 @@ class WritingLane:
         columns = zip(run.picked.T.tolist(), on_grid(run.picked_logprobs).T.tolist(), strict=True)
         for row, (sequence, (written, values)) in enumerate(zip(samples, columns, strict=True)):
             result.changed.add(sequence.request.handle)
-            if (num_sound := sound[row]) < steps:
-                written, values = written[:num_sound], values[:num_sound]  # noqa: PLW2901 (the rest is no text)
-                if not _take_each(sequence, written, values, partial(run.state_after, row=row), result):
-                    result.failed.add(sequence.request)
-            elif sequence.take_all(written, values):
-                sequence.fed += steps
-                result.num_sampled += steps
+            num_sound = sound[row]
+            num = sequence.take_all(written[:num_sound], values[:num_sound])
+            sequence.fed += num
+            result.num_sampled += num
+            if num == steps:
                 keep.append(row)
-            elif not _take_each(sequence, written, values, partial(run.state_after, row=row), result):
+                continue
+            rest = zip(range(num, num_sound), written[num:], values[num:], strict=False)
+            if _take_each(sequence, rest, partial(run.state_after, row=row), result):
+                continue
+            if num_sound == steps:
                 keep.append(row)
+            else:
+                result.failed.add(sequence.request)
         ended = [sequence for sequence in samples if sequence.sample.finish is not None]
         self._pace.add_ends(result.num_sampled, sum(sequence.num_left > 0 for sequence in ended))
         batch.states = {name: values[-1] for name, values in run.states.items()}
@@ -362,13 +366,12 @@ def _sound_steps(run: RunResult, steps: int, rows: int) -> list[int]:
 
 def _take_each(
     sequence: SampledSequence,
-    tokens: list[int],
-    values: list[float],
+    tokens: Iterable[tuple[int, int, float]],
     state_after: Callable[[int], StateRow],
     result: TurnResult,
 ) -> bool:
-    """Add one token after another; returns True when one of them was the last."""
-    for step, (token, value) in enumerate(zip(tokens, values, strict=True)):
+    """Add one token after another, (step, token, log-probability); returns True when one of them was the last."""
+    for step, token, value in tokens:
         sequence.fed += 1
         result.num_sampled += 1
         if sequence.take(token, value, partial(state_after, step)):
