@@ -17,12 +17,12 @@ from typing import Any
 from benchmarks.serving.answers import read_answers
 from benchmarks.serving.driver import Address, drive_closed, drive_open
 from benchmarks.serving.measured_servers import SERVERS, ServedBundle, Server
-from benchmarks.serving.plan import CAPACITY, INSIDE, SCORING, BenchmarkPlan, Load, LoadKind, Round
+from benchmarks.serving.plan import BESIDE_RAW, CAPACITY, INSIDE, SCORING, BenchmarkPlan, Load, LoadKind, Round
 from benchmarks.serving.probes import Probes
 from benchmarks.serving.processes import Running, StartFailed, free_port, last_lines, serving
-from benchmarks.serving.programs import ProgramFailed, run_together
+from benchmarks.serving.programs import ProgramFailed, run_inside, run_together
 from benchmarks.serving.requests import Requests
-from benchmarks.serving.results import Inside, Measurement, Results, summarise
+from benchmarks.serving.results import Inside, Measurement, Results, mean_of, summarise
 
 OUT_OF_TIME = "the time of the run was used up"
 ENGINE_CONCURRENCY = (1, 64)
@@ -70,7 +70,7 @@ class Benchmark:
             return
         say(key)
         try:
-            self._inside(server, turn.model, place) if server in INSIDE else self._serve(server, turn, place)
+            self._inside(server, place) if server in INSIDE else self._serve(server, turn, place)
         except (ProgramFailed, StartFailed) as error:
             self.results.failures[key] = str(error)
             say(f"  failed: {str(error).splitlines()[0]}")
@@ -105,25 +105,21 @@ class Benchmark:
 
     # ---- in process ----
 
-    def _inside(self, what: str, model: str, place: Path) -> None:
+    def _inside(self, what: str, place: Path) -> None:
         sizes = self.plan.raw_batches if what == "raw" else ENGINE_CONCURRENCY
         seconds = self.plan.raw_seconds if what == "raw" else self.plan.closed_seconds / 2
         for processes in sorted({1, self.num_cpus}):
-            arguments = [str(place), str(seconds), *map(str, sizes)]
-            timeout = 60.0 + 3 * seconds * len(sizes)
-            rounds = run_together(what, arguments, num_processes=processes, num_results=len(sizes), timeout=timeout)
-            for size, figures in zip(sizes, rounds, strict=True):
-                inside = Inside(
-                    what,
-                    model,
-                    processes,
-                    size,
-                    tokens_per_second=round(sum(f["tokens_per_second"] for f in figures), 1),
-                    tokens_per_cpu_second=round(sum(f["tokens_per_cpu_second"] for f in figures) / processes, 1),
-                    **{name: round(figures[0].get(name, 0.0), 4) for name in ("step_ms", "cell_ms", "output_ms")},
-                )
+            for inside in run_inside(what, place, processes, sizes, seconds):
                 self.results.inside.append(inside)
-                say(f"  {processes} × {size:>3} rows: {inside.tokens_per_second:>9,.0f} tokens/s")
+                say(f"  {processes} × {inside.batch:>3} rows: {inside.tokens_per_second:>9,.0f} tokens/s")
+
+    def _raw_beside(self, server: Server, served: ServedBundle, load: Load) -> list[Inside]:
+        """Measure the bare loop beside a load that a target compares with it, where it has been measured at all."""
+        best = self.results.best_inside("raw", served.name)
+        if best is None or load not in BESIDE_RAW or (server.name != "meari" and load != CAPACITY):
+            return []
+        processes, batch = (1, 1) if load.clients == 1 else (best.processes, best.batch)
+        return run_inside("raw", served.bundle, processes, (batch,), self.plan.raw_seconds)
 
     # ---- over HTTP ----
 
@@ -149,27 +145,32 @@ class Benchmark:
             key = f"{server.name} / {served.name}"
             self.results.ready_seconds.setdefault(key, round(running.ready_seconds, 2))
             say(f"  ready after {running.ready_seconds:.1f} s")
-            for place, load in enumerate(loads):
-                self._load(server, served.name, load, running)
-                if running.process.poll() is not None:
+            for number, load in enumerate(loads):
+                before = self._raw_beside(server, served, load)
+                measured = self._load(server, served.name, load, running)
+                has_ended = running.process.poll() is not None
+                is_idle = not has_ended and running.becomes_idle(self.plan.drain_seconds)
+                if measured is not None:
+                    after = self._raw_beside(server, served, load) if is_idle else []
+                    measured = dataclasses.replace(measured, raw=mean_of(before + after))
+                    self.results.measurements.append(measured)
+                    say("  " + in_a_line(measured))
+                if has_ended:
                     code = running.process.returncode
                     raise StartFailed(f"it ended under {load.name} with code {code}\n{last_lines(log)}")
                 if self._rounds_are_over():
                     self.results.failures[key] = OUT_OF_TIME
                     return []
-                if not running.becomes_idle(self.plan.drain_seconds):
-                    return loads[place + 1 :]
+                if not is_idle:
+                    return loads[number + 1 :]
         return []
 
-    def _load(self, server: Server, model: str, load: Load, running: Running) -> None:
-        measured = self._closed(server, model, load, running) if load.clients else None
-        if load.share:
-            measured = self._open(server, model, load, running)
+    def _load(self, server: Server, model: str, load: Load, running: Running) -> Measurement | None:
         if load.kind is LoadKind.GOODPUT:
-            measured = self._goodput(server, model, load, running)
-        if measured is not None:
-            self.results.measurements.append(measured)
-            say("  " + in_a_line(measured))
+            return self._goodput(server, model, load, running)
+        if load.share:
+            return self._open(server, model, load, running)
+        return self._closed(server, model, load, running)
 
     def _closed(self, server: Server, model: str, load: Load, running: Running) -> Measurement:
         longer = 2 if load.kind is LoadKind.MIXED else 1  # its answers are, and other loads are measured by this one

@@ -25,8 +25,9 @@ HOW = """\
   whole requests, up to 64 at a time. BentoML's batched endpoints cannot stream, so its first token comes with
   the last.
 - **raw** is a bare onnxruntime loop over the bundle's two graphs with bound buffers, no sampling, no text: the
-  best batch size counts. **engine** is meari's loop in process, without HTTP. Both run as one process a CPU,
-  and alone.
+  best batch size counts. Targets compare a load with this loop just before and after the load, the mean of both,
+  because a shared machine is not as fast some minutes later; two servers likewise, each with the loop beside it.
+  **engine** is meari's loop in process, without HTTP. Both run as one process a CPU, and alone.
 - **Models.** `lstm-*` and `gru-fp32` have two layers of 512 and a vocabulary of 10,000 words, `esn-fp32` 4,096
   units. Their weights are random, the output layer scaled so that a step has about 5.5 nats; the end token is
   out of reach. The others are the released bundles.

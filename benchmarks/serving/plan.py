@@ -62,6 +62,7 @@ GOODPUT = Load(LoadKind.GOODPUT)
 MIXED = (CAPACITY, *(Load(LoadKind.MIXED, share=share) for share in SHARES), GOODPUT)
 EVERYTHING = (*CLOSED, *MIXED, *SCORES)
 SHORT = (Load(LoadKind.WHOLE, 1), Load(LoadKind.WHOLE, 64), Load(LoadKind.STREAM, 64))
+BESIDE_RAW = frozenset({*SHORT, CAPACITY, SCORES[1]})  # loads that targets compare with the bare loop
 SHORTEST = (Load(LoadKind.WHOLE, 1), Load(LoadKind.WHOLE, 64))
 
 

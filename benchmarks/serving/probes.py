@@ -24,13 +24,14 @@ from benchmarks.serving.driver import Address, drive_closed, drive_open
 from benchmarks.serving.measured_servers import SERVERS, ServedBundle
 from benchmarks.serving.plan import CAPACITY, BenchmarkPlan, Load, LoadKind
 from benchmarks.serving.processes import Running, free_port, memory_by_process, serving
-from benchmarks.serving.programs import run_together
+from benchmarks.serving.programs import run_inside, run_together
 from benchmarks.serving.requests import NEW_TOKENS, PROMPT_WORDS, SENTENCE_WORDS, Requests, make_text, make_words
 from benchmarks.serving.results import Measurement, summarise
 
 SHORT_RUN = 100  # lines, of a run that is subtracted for the start that both share
 LINES = {"score": 2000, "generate": 500}  # of the long run, for a second of it and a CPU, about
 TOKENS = {"score": SENTENCE_WORDS + 1, "generate": NEW_TOKENS}  # a line
+RAW_BATCH = 64  # of the bare loop beside them
 TIMEOUT_SECONDS = 120
 Figures = dict[str, Any]
 MEARI = SERVERS["meari"]
@@ -39,13 +40,18 @@ MIN_SEGMENTS = 2
 WRITER = "shakespeare-lstm"  # writes the corpus on which kenlm is measured
 
 
-def bulk_rates(bundle: Path, work: Path, seconds: float) -> dict[str, int]:
-    """Return tokens a CPU-second of both commands, from the difference of a short run and one of some `seconds`."""
+def bulk_rates(bundle: Path, work: Path, seconds: float, raw_rate: Callable[[], float]) -> dict[str, int]:
+    """Return tokens a CPU-second of both commands, from the difference of a short run and one of some `seconds`.
+
+    raw_rate   measures tokens a CPU-second of the bare loop, before and after each command
+    """
     rates = {}
     for verb, lines in LINES.items():
         many = SHORT_RUN + round(lines * seconds)
+        before = raw_rate()
         cpu = _cpu_seconds(bundle, work, verb, many) - _cpu_seconds(bundle, work, verb, SHORT_RUN)
         rates[f"{verb}_tokens_per_cpu_second"] = round((many - SHORT_RUN) * TOKENS[verb] / cpu)
+        rates[f"{verb}_raw"] = round((before + raw_rate()) / 2)
     return rates
 
 
@@ -195,7 +201,11 @@ class Probes:
 
     def bulk(self) -> Figures:
         """Measure tokens a CPU-second of `meari score` and `meari generate` over files, without their start."""
-        return bulk_rates(self.bundle(self.model), self.work, self.plan.closed_seconds)
+        return bulk_rates(self.bundle(self.model), self.work, self.plan.closed_seconds, self._raw_rate)
+
+    def _raw_rate(self) -> float:
+        (inside,) = run_inside("raw", self.bundle(self.model), self.num_cpus, (RAW_BATCH,), self.plan.raw_seconds)
+        return inside.tokens_per_cpu_second
 
     def memory(self) -> Figures:
         """Measure a worker's PSS under mixed load at 80 % of capacity: the largest, and its growth."""

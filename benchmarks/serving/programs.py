@@ -1,6 +1,6 @@
 """Programs of `inside`, run several at a time: one process a CPU, started together.
 
-Input: a module and its arguments. Output: the JSON objects that each process prints. Must not know: models.
+Input: a module and its arguments. Output: the JSON objects that each process prints. Must not know: servers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from benchmarks.serving.results import Inside
 
 ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"), "1")
 
@@ -36,6 +39,28 @@ def run_together(
         stack.callback(deadline.cancel)
         deadline.start()
         return [_round(processes, module) for _ in range(num_results)]
+
+
+def run_inside(what: str, bundle: Path, processes: int, sizes: Sequence[int], seconds: float) -> list[Inside]:
+    """Run `raw` or `engine` for so many seconds a size, in so many processes at once.
+
+    Raises ProgramFailed.
+    """
+    arguments = [str(bundle), str(seconds), *map(str, sizes)]
+    timeout = 60.0 + 3 * seconds * len(sizes)
+    rounds = run_together(what, arguments, num_processes=processes, num_results=len(sizes), timeout=timeout)
+    return [
+        Inside(
+            what,
+            bundle.name,
+            processes,
+            size,
+            tokens_per_second=round(sum(f["tokens_per_second"] for f in figures), 1),
+            tokens_per_cpu_second=round(sum(f["tokens_per_cpu_second"] for f in figures) / processes, 1),
+            **{name: round(figures[0].get(name, 0.0), 4) for name in ("step_ms", "cell_ms", "output_ms")},
+        )
+        for size, figures in zip(sizes, rounds, strict=True)
+    ]
 
 
 def _start(command: Sequence[str], stack: contextlib.ExitStack) -> subprocess.Popen[str]:

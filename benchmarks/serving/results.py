@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +58,39 @@ def overlap_share(begin: float, end: float, window_begin: float, window_end: flo
 
 
 @dataclass(frozen=True)
+class Inside:
+    """Figures of `raw` or `engine`: `processes` of them at once, each with `batch` rows.
+
+    tokens_per_second of all processes together; tokens_per_cpu_second the mean over processes; step_ms and its parts
+    of raw alone
+    """
+
+    what: str
+    model: str
+    processes: int
+    batch: int
+    tokens_per_second: float
+    tokens_per_cpu_second: float
+    step_ms: float = 0.0
+    cell_ms: float = 0.0
+    output_ms: float = 0.0
+
+
+def mean_of(runs: Sequence[Inside]) -> Inside | None:
+    """Return the mean figures of runs that have all else in common; None without runs."""
+    if not runs:
+        return None
+    return dataclasses.replace(
+        runs[0],
+        tokens_per_second=statistics.fmean(run.tokens_per_second for run in runs),
+        tokens_per_cpu_second=statistics.fmean(run.tokens_per_cpu_second for run in runs),
+        step_ms=statistics.fmean(run.step_ms for run in runs),
+        cell_ms=statistics.fmean(run.cell_ms for run in runs),
+        output_ms=statistics.fmean(run.output_ms for run in runs),
+    )
+
+
+@dataclass(frozen=True)
 class Measurement:
     """Measurement of one load on one server with one bundle.
 
@@ -67,6 +101,8 @@ class Measurement:
     num_late               answers that were not complete when the load had ended; their waiting so far counts as theirs
     driver_cpu_share       of one CPU, used by the driver itself within the window
     other_cpu_share        of one CPU, used by neither server nor driver: a quiet machine has next to nothing
+    raw                    the bare loop just before and after the load, the mean of both: a machine that is shared is
+                           not as fast a minute later
     """
 
     server: str
@@ -92,6 +128,7 @@ class Measurement:
     whole_ms: Spread | None
     refusal_ms: Spread | None
     problems: tuple[str, ...] = ()
+    raw: Inside | None = None
 
     @property
     def is_quick(self) -> bool:
@@ -106,24 +143,11 @@ class Measurement:
         """Tokens a CPU-second of all the server's processes."""
         return 1000 / self.cpu_seconds_per_1000 if self.cpu_seconds_per_1000 else None
 
-
-@dataclass(frozen=True)
-class Inside:
-    """Figures of `raw` or `engine`: `processes` of them at once, each with `batch` rows.
-
-    tokens_per_second of all processes together; tokens_per_cpu_second the mean over processes; step_ms and its parts
-    of raw alone
-    """
-
-    what: str
-    model: str
-    processes: int
-    batch: int
-    tokens_per_second: float
-    tokens_per_cpu_second: float
-    step_ms: float = 0.0
-    cell_ms: float = 0.0
-    output_ms: float = 0.0
+    @property
+    def share_of_raw(self) -> float | None:
+        """Tokens a CPU-second, against those of the bare loop at the same time."""
+        ours = self.tokens_per_cpu_second
+        return ours / self.raw.tokens_per_cpu_second if ours and self.raw is not None else None
 
 
 @dataclass
@@ -180,7 +204,8 @@ def results_from_json(text: str) -> Results:
 def _measurement(entry: dict[str, Any]) -> Measurement:
     for name in ("first_ms", "gap_ms", "whole_ms", "refusal_ms"):
         entry[name] = Spread(**entry[name]) if entry[name] else None
-    return Measurement(**{**entry, "problems": tuple(entry["problems"])})
+    raw = Inside(**entry["raw"]) if entry.get("raw") else None
+    return Measurement(**{**entry, "problems": tuple(entry["problems"]), "raw": raw})
 
 
 def summarise(

@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.serving.plan import CAPACITY, GOODPUT, HTTP_SERVERS, Load, LoadKind
 from benchmarks.serving.requests import NEW_TOKENS, PROMPT_WORDS
-from benchmarks.serving.results import Measurement, Results
+from benchmarks.serving.results import Inside, Measurement, Results
 
 INT8, FP32, SMALL = "lstm-int8", "lstm-fp32", "shakespeare-lstm"
 SINGLE_PROCESS, WHOLE, STREAM = Load(LoadKind.WHOLE, 1), Load(LoadKind.WHOLE, 64), Load(LoadKind.STREAM, 64)
@@ -131,31 +131,35 @@ def _flask_torch(results: Results, model: str) -> Measurement:
     return found or _measured(results, "flask-torch", FP32, SINGLE_PROCESS)
 
 
+def _raw_of(measured: Measurement) -> Inside:
+    """Return the bare loop beside a load."""
+    if measured.raw is None:
+        raise NotMeasured(f"raw, {measured.model}")
+    return measured.raw
+
+
 def _beyond_raw(results: Results) -> Figure:
     """Return the middle answer of one client, less the time of its steps in the bare loop at batch 1."""
-    whole = _measured(results, "meari", INT8, SINGLE_PROCESS).whole_ms
-    raw = next((i for i in results.inside if (i.what, i.model, i.batch, i.processes) == ("raw", INT8, 1, 1)), None)
-    if whole is None or raw is None:
-        raise NotMeasured("raw at batch 1")
+    ours = _measured(results, "meari", INT8, SINGLE_PROCESS)
+    raw, whole = _raw_of(ours), ours.whole_ms
+    if whole is None:
+        raise NotMeasured("answers")
     steps = (PROMPT_WORDS + NEW_TOKENS) * raw.cell_ms + NEW_TOKENS * raw.output_ms
     return f"{whole.p50 - steps:.2f} ms ({whole.p50:.2f} of which {steps:.2f} are steps)", whole.p50 - steps
 
 
 def _of_raw(results: Results, model: str, load: Load) -> Figure:
-    ours = _measured(results, "meari", model, load).tokens_per_cpu_second
-    raw = results.best_inside("raw", model)
-    if raw is None or ours is None:
-        raise NotMeasured(f"raw, {model}")
-    share = ours / raw.tokens_per_cpu_second
-    return f"{share:.0%} ({ours:,.0f} of {raw.tokens_per_cpu_second:,.0f})", share
+    ours = _measured(results, "meari", model, load)
+    raw, share = _raw_of(ours).tokens_per_cpu_second, ours.share_of_raw
+    if share is None:
+        raise NotMeasured("CPU time")
+    return f"{share:.0%} ({share * raw:,.0f} of {raw:,.0f})", share
 
 
 def _small(results: Results) -> Figure:
-    ours = _measured(results, "meari", SMALL, WHOLE).tokens_per_second
-    rates = [inside.tokens_per_second for inside in results.inside if (inside.what, inside.model) == ("raw", SMALL)]
-    if not rates:
-        raise NotMeasured(f"raw, {SMALL}")
-    return f"{ours / max(rates):.0%} ({ours:,.0f} of {max(rates):,.0f})", ours / max(rates)
+    ours = _measured(results, "meari", SMALL, WHOLE)
+    rate, raw = ours.tokens_per_second, _raw_of(ours).tokens_per_second
+    return f"{rate / raw:.0%} ({rate:,.0f} of {raw:,.0f})", rate / raw
 
 
 def _others(results: Results) -> list[Measurement]:
@@ -168,11 +172,12 @@ def _others(results: Results) -> list[Measurement]:
 
 
 def _mixed(results: Results) -> Figure:
-    ours = _measured(results, "meari", INT8, CAPACITY).tokens_per_cpu_second
-    theirs, server = max((measured.tokens_per_cpu_second or 0.0, measured.server) for measured in _others(results))
+    """Compare shares of the bare loop at the same time: the servers are measured minutes apart."""
+    ours = _measured(results, "meari", INT8, CAPACITY).share_of_raw
+    theirs, server = max((measured.share_of_raw or 0.0, measured.server) for measured in _others(results))
     if ours is None or not theirs:
-        raise NotMeasured("CPU time")
-    return f"{ours / theirs:.2f} × ({ours:,.0f} against {theirs:,.0f} of {server})", ours / theirs
+        raise NotMeasured(f"raw, {INT8}")
+    return f"{ours / theirs:.2f} × ({ours:.0%} of raw against {theirs:.0%} of {server})", ours / theirs
 
 
 def _mixed_first(results: Results) -> Figure:
@@ -232,12 +237,9 @@ def _second_cpu(results: Results) -> Figure:
 
 
 def _bulk(results: Results, verb: str) -> Figure:
-    ours = _probe(results, "bulk")[f"{verb}_tokens_per_cpu_second"]
-    raw = results.best_inside("raw", INT8)
-    if raw is None:
-        raise NotMeasured("raw")
-    share = ours / raw.tokens_per_cpu_second
-    return f"{share:.0%} ({ours:,.0f} of {raw.tokens_per_cpu_second:,.0f})", share
+    found = _probe(results, "bulk")
+    ours, raw = found[f"{verb}_tokens_per_cpu_second"], found[f"{verb}_raw"]
+    return f"{ours / raw:.0%} ({ours:,.0f} of {raw:,.0f})", ours / raw
 
 
 def _nbest_tokens(results: Results) -> Figure:

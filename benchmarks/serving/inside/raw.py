@@ -44,7 +44,7 @@ def open_session(path: Path) -> Any:
 
 
 class StepLoop:
-    """Both graphs with bound buffers; every call of `step` runs `batch` tokens."""
+    """Both graphs with bound buffers, for `batch` tokens a step."""
 
     def __init__(self, folder: Path, batch: int) -> None:
         self._cell = open_session(folder / "cell.onnx")

@@ -81,6 +81,8 @@ def test_small_run_measures_raw_and_meari_and_reports_failures(tmp_path: Path) -
         assert measured.tokens_per_second > 0 or measured is goodput
         assert measured.num_failed == 0, measured.problems
         assert measured.memory_mb > 10
+    with_raw = {load for load, measured in found.items() if measured.raw is not None and measured.share_of_raw}
+    assert with_raw == {"mixed × 128", "score list × 4"}, "loads that targets compare with the bare loop"
     assert found["stream × 2"].gap_ms is not None
     assert found["mixed 50%"].offered_per_second > 0
     assert "bundles/absent" in results.failures["all / absent"]
