@@ -5,7 +5,6 @@ that takes time to import outside `main`.
 """
 
 import os
-import sys
 
 
 def main() -> None:
@@ -26,9 +25,10 @@ def main() -> None:
 
 def _end(_number: int = 0, _frame: object = None) -> None:
     """End at once: nothing has begun, and an exception may be lost in a callback of the import system."""
-    sys.stderr.write("\nmeari: interrupted\n")
-    sys.stderr.flush()
-    os._exit(130)
+    try:
+        os.write(2, b"\nmeari: interrupted\n")
+    finally:
+        os._exit(130)
 
 
 if __name__ == "__main__":

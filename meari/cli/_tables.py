@@ -45,7 +45,7 @@ def shown(figure: float | None) -> str:
 
 def show(*tables: Table) -> None:
     """Print tables on standard output."""
-    if sys.stdout is not None and sys.stdout.isatty():
+    if sys.stdout.isatty():
         _show_rich(tables)
     else:
         click.echo("\n\n".join(map(_plain, tables)))

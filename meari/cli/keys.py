@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -114,7 +113,6 @@ def _add(path: Path, key: str, entry: StoredKey, *, as_json: bool) -> None:
 
 def _show_key(key: str, entry: StoredKey, *, as_json: bool) -> None:
     """Print a new key. Raises ClickException where standard output does not take it."""
-    problem = "closed" if sys.stdout is None else ""
     try:
         if as_json:
             echo_json({"key": key, **_described(entry)})
@@ -122,9 +120,8 @@ def _show_key(key: str, entry: StoredKey, *, as_json: bool) -> None:
             click.echo(f"Key of {entry.name}, shown this once:", err=True)
             click.echo(key)
     except OSError as error:
-        problem = error.strerror or str(error)
-    if problem:
-        raise click.ClickException(f"standard output: {problem}, expected a place to show the key; no key was added")
+        place = f"standard output: {error.strerror or error}, expected a place to show the key"
+        raise click.ClickException(f"{place}; no key was added") from None
 
 
 def _revoke(path: Path, name: str, *, as_json: bool) -> None:

@@ -21,8 +21,10 @@ import click
 
 from meari import cli
 from meari.cli._compiler import leave_compiler_out
+from meari.cli._streams import open_streams
 from meari.errors import did_you_mean
 
+MAY_BE_PATHS = frozenset({"model", "sources"})  # parameters that take names, too; a path may have any bytes
 NOT_VERBS = frozenset({"main"})
 GROUPS = {
     "Train": ("demo", "search", "train", "evaluate", "export", "import", "sign"),
@@ -115,9 +117,28 @@ class Verbs(click.Group):
         if cmd_name not in self.list_commands(ctx):
             return None
         command: click.Command = importlib.import_module(f"meari.cli.{cmd_name}").command
+        for parameter in command.params:
+            if parameter.type is click.STRING and parameter.name not in MAY_BE_PATHS:
+                parameter.type = _TEXT
         if not any(parameter.name == "server" for parameter in command.params):
             command.params.append(_no_server(cmd_name))
         return command
+
+
+class _Text(click.types.StringParamType):
+    """Text of the command line. Bytes in another encoding than that of the locale are no text."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text, which can be encoded."""
+        text: str = super().convert(value, param, ctx)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            self.fail(f"got {text!r}, expected text in {sys.getfilesystemencoding()}, the encoding of the locale")
+        return text
+
+
+_TEXT = _Text()
 
 
 def _no_server(verb: str) -> click.Option:
@@ -158,14 +179,14 @@ def project_errors() -> tuple[type[Exception], ...]:
 
 def main() -> None:
     """Run the command line. An error of the program itself keeps its traceback."""
+    open_streams()
     leave_compiler_out()
     try:
         code = _run()
     except ReaderGone:
         code = 0
     try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the last flush goes nowhere
         if not isinstance(error, BrokenPipeError):
@@ -188,12 +209,22 @@ def _run() -> int:
             raise
         return _failed(f"{error.name} is not installed here: {INSTALL_TRAINING_SIDE}")
     except OSError as error:
-        return _failed(f"{error.filename or 'the system'}: {error.strerror or error}")
+        return _failed(f"{error.filename or _unnamed_place()}: {error.strerror or error}")
     except Exception as error:
         if not isinstance(error, project_errors()):
             raise
         return _failed(str(error))
     return code if isinstance(code, int) else 0
+
+
+def _unnamed_place() -> str:
+    """Return what an error without a file is about: standard output, if it takes nothing any more."""
+    try:
+        sys.stdout.flush()
+        os.write(1, b"")  # an unbuffered stream keeps nothing that could be tried again
+    except OSError:
+        return "standard output"
+    return "the system"
 
 
 def _reported(error: click.ClickException) -> int:

@@ -66,6 +66,8 @@ def checked_url(url: str) -> str:
         parts = urlsplit(url)
         well_formed = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
         well_formed &= "@" not in parts.netloc  # a name and password, which nothing would send
+        well_formed &= parts.path.isascii()
+        (parts.hostname or "").encode("idna")  # its parts have 1 to 63 characters
     except (ValueError, AttributeError, TypeError):  # the latter two of what is no text
         well_formed = False
     if not well_formed or parts.query or parts.fragment or any(character.isspace() for character in url):

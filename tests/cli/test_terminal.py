@@ -17,7 +17,7 @@ import pytest
 
 from meari.cli._tables import Table, facts, show, shown
 from meari.cli.main import group
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, until
 
 ESCAPE = "\x1b["
 VERBS = group.list_commands(click.Context(group))
@@ -186,10 +186,86 @@ def test_interrupted_verb_exits_with_code_130(environment: dict[str, str]) -> No
     code = """
 import signal
 from meari.cli import main
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, until
 signal.signal(signal.SIGINT, signal.default_int_handler)  # the parent process may ignore it
 main.group = lambda **_: signal.raise_signal(signal.SIGINT)
 main.main()
 """
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (130, "meari: interrupted\n")
+
+
+REFUSED = "meari: standard output: "
+SCORE = "score texts.txt --model shakespeare-rnn"
+STREAMS = [
+    (f"{SCORE} >&-", 1, f"{REFUSED}Bad file descriptor\n"),
+    (f"{SCORE} >/dev/full", 1, f"{REFUSED}No space left on device\n"),
+    (f"{SCORE} -o scores.jsonl 2>&-", 0, ""),
+    (f"{SCORE} -o scores.jsonl 2>/dev/full", 0, ""),
+    (f"{SCORE} -o scores.jsonl <&- >&- 2>&-", 0, ""),
+    (
+        "score - --model shakespeare-rnn <&-",
+        1,
+        "meari: standard input: Bad file descriptor, expected a readable file\n",
+    ),
+    ("models >&-", 1, f"{REFUSED}Bad file descriptor\n"),
+    ("models >/dev/full", 1, f"{REFUSED}No space left on device\n"),
+    ("models >/dev/full 2>&1", 1, ""),
+    ("inspect nowhere 2>/dev/full", 1, ""),
+    ("inspect nowhere 2>&-", 1, ""),
+    ("sing 2>/dev/full", 2, ""),
+]
+LATIN = [
+    ["generate", "caf\udce9"],
+    ["generate", "a", "--stop", "caf\udce9"],
+    ["score", "--text", "caf\udce9"],
+    ["score", "--text", "a", "--context", "caf\udce9"],
+    ["score", "texts.txt", "--field", "caf\udce9"],
+    ["models", "--server", "http://caf\udce9"],
+    ["serve", "--host", "caf\udce9"],
+]
+
+
+@pytest.mark.parametrize("words", LATIN)
+def test_text_in_another_encoding_is_refused(words: list[str], project: Path, environment: dict[str, str]) -> None:
+    done = run(words, project, environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert r"got 'caf\udce9', expected text in utf-8" in done.stderr or "got 'http://caf" in done.stderr
+
+
+def test_path_may_have_any_bytes(project: Path, environment: dict[str, str]) -> None:
+    (project / "caf\udce9.txt").write_text("To be\n", "utf-8")
+    (project / "caf\udce9").symlink_to(project / "bundles" / "shakespeare-rnn")
+    done = run(["score", "caf\udce9.txt", "--model", "./caf\udce9", "-o", "caf\udce9.jsonl"], project, environment)
+    assert done.returncode == 0, done.stderr
+    assert (project / "caf\udce9.jsonl").is_file()
+
+
+@pytest.mark.parametrize(("line", "code", "message"), STREAMS)
+def test_closed_and_full_streams_lose_messages_only(
+    line: str, code: int, message: str, project: Path, environment: dict[str, str]
+) -> None:
+    (project / "texts.txt").write_text("To be\n" * 3, "utf-8")
+    done = subprocess.run(
+        ["sh", "-c", f"exec meari {line}"], cwd=project, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", message)
+    if "-o" in line:
+        assert (project / "scores.jsonl").read_text("utf-8").count("\n") == 3
+
+
+def test_reader_of_messages_that_has_gone_changes_no_exit_code(project: Path, environment: dict[str, str]) -> None:
+    with unread_pipe() as writer:
+        done = subprocess.run(["meari", "inspect", "nowhere"], cwd=project, env=environment, stderr=writer, check=False)
+    assert done.returncode == 1
+
+
+def test_server_without_standard_streams_starts_and_ends(project: Path, environment: dict[str, str]) -> None:
+    own = environment | {"MEARI_PORT": "0", "MEARI_WORKERS": "1", "MEARI_BUNDLES": "bundles/shakespeare-rnn"}
+    with subprocess.Popen(["sh", "-c", "exec meari serve <&- >&- 2>&-"], cwd=project, env=own) as process:
+        streams = [Path(f"/proc/{process.pid}/fd/{number}") for number in range(3)]
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        until(lambda: process.poll() is not None or bool(children.read_text()))
+        assert [str(stream.readlink()) for stream in streams] == ["/dev/null"] * 3
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0

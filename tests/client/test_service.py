@@ -347,7 +347,11 @@ def test_event_of_another_kind_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:8000", "http://", "ftp://a", "http://a:x", "http://a:0", "http://a b", "http://a?b"]
+    "url",
+    [
+        *("localhost:8000", "http://", "ftp://a", "http://a:x", "http://a:0", "http://a b", "http://a?b"),
+        *("http://a..b", f"http://{'a' * 64}", "http://a\udce9", "http://a/é"),
+    ],
 )
 def test_invalid_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="expected http://HOST:PORT"):

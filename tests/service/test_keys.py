@@ -125,7 +125,9 @@ def test_file_holds_no_key_and_is_for_its_owner_alone(path: Path) -> None:
     assert read_keys(path) == []
 
 
-@pytest.mark.parametrize(("to", "says"), [("/dev/full", "No space left"), ("pipe", "Broken pipe"), ("", "closed")])
+@pytest.mark.parametrize(
+    ("to", "says"), [("/dev/full", "No space left"), ("pipe", "Broken pipe"), ("", "Bad file descriptor")]
+)
 @pytest.mark.parametrize("more", [[], ["--json"]])
 def test_key_that_could_not_be_shown_is_not_added(path: Path, to: str, says: str, more: list[str]) -> None:
     added(path, "alice")
