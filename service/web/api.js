@@ -14,9 +14,11 @@ export class ApiError extends Error {
   }
 }
 
-const KINDS = { 400: "invalid", 401: "unauthorized", 404: "not_found", 413: "too_large", 429: "overloaded", 503: "not_ready", 504: "timeout" };
+const KINDS = { 400: "invalid", 401: "unauthorized", 404: "not_found", 413: "too_large", 429: "overloaded", 502: "offline", 503: "not_ready", 504: "timeout" };
+const CODES = { invalid_request: "invalid", unknown_model: "not_found" }; // those that are called as no kind is
 
 let askForKey = async () => null;
+let asking = null; // promise of a key that the person is asked for
 
 /** ask(isWrong) → a key, or null where the person gives none. */
 export function onUnauthorized(ask) {
@@ -45,7 +47,7 @@ export async function* stream(path, body, signal) {
     for await (const data of readEvents(response.body)) {
       if (data === "[DONE]") return;
       const event = JSON.parse(data);
-      if (event.error) throw failure(event.error.code, event.error, null);
+      if (event.error) throw failure(CODES[event.error.code] ?? event.error.code, event.error, null);
       yield event;
     }
   } catch (error) {
@@ -55,19 +57,27 @@ export async function* stream(path, body, signal) {
 }
 
 async function send(path, options) {
-  for (let isWrong = false; ; isWrong = true) {
-    const response = await attempt(path, options);
+  for (;;) {
+    const key = tab.get(KEY);
+    const response = await attempt(path, options, key);
     if (response.ok) return response;
     const error = await errorOf(response);
-    const key = error.kind === "unauthorized" ? await askForKey(isWrong || hasKey()) : null;
-    if (key === null) throw error;
-    tab.set(KEY, key);
+    if (error.kind !== "unauthorized" || !(await hasNewKey(key))) throw error;
   }
 }
 
-async function attempt(path, options) {
+/** Whether there is another key than the one that was refused. Requests that are refused together share one question. */
+async function hasNewKey(refused) {
+  if (tab.get(KEY) !== refused) return true;
+  asking ??= askForKey(refused !== null).finally(() => (asking = null));
+  const key = await asking;
+  if (key !== null) tab.set(KEY, key);
+  return key !== null;
+}
+
+async function attempt(path, options, key) {
   const headers = { ...(options.body && { "Content-Type": "application/json" }) };
-  if (hasKey()) headers.Authorization = `Bearer ${tab.get(KEY)}`;
+  if (key !== null) headers.Authorization = `Bearer ${String.fromCharCode(...new TextEncoder().encode(key))}`; // a header's text is bytes
   try {
     return await fetch(path, { ...options, headers, cache: "no-store" });
   } catch (error) {
@@ -88,13 +98,14 @@ async function readJson(response) {
 }
 
 async function errorOf(response) {
-  const body = await response.json().catch(() => ({}));
-  if (body.error?.code === "unknown_model") noteUnknownModel();
-  return failure(KINDS[response.status], body.error ?? {}, response.headers.get("Retry-After"));
+  const body = await response.json().catch(() => null); // of a proxy: anything
+  if (body?.error?.code === "unknown_model") noteUnknownModel();
+  const id = response.headers.get("X-Request-Id") ?? "";
+  return failure(KINDS[response.status], { request_id: id, ...body?.error }, response.headers.get("Retry-After"));
 }
 
-function failure(kind, { code, message = "", request_id: requestId = "" }, retryAfter) {
-  const known = kind === code || Object.values(KINDS).includes(kind) ? kind : "internal";
+function failure(kind, { message = "", request_id: requestId = "" }, retryAfter) {
+  const known = Object.values(KINDS).includes(kind) ? kind : "internal";
   const seconds = Number.parseInt(retryAfter ?? "", 10);
   return new ApiError(known, { detail: message, retryAfter: Number.isNaN(seconds) ? null : seconds, requestId });
 }

@@ -86,7 +86,11 @@ export class Draft {
   }
 
   async upTo(tokens, step, signal) {
-    while (this.tokens.length < tokens && this.finish !== "end") await this.more(Math.min(step, tokens - this.tokens.length), signal);
+    while (this.tokens.length < tokens && this.finish !== "end") {
+      const before = this.tokens.length;
+      await this.more(Math.min(step, tokens - before), signal);
+      if (this.tokens.length === before) throw new ApiError("timeout"); // the service's time was over before the first token
+    }
   }
 
   /** The same requests again; throws an ApiError unless every token and log-probability is equal. */

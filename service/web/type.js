@@ -10,6 +10,7 @@ const PAUSE_MILLISECONDS = 60; // without a key before the service is asked
 
 let models = [];
 let found = []; // completions of the text before the caret
+let asked = ""; // the text that they go on from
 let chosen = -1; // number of the one that Enter takes
 let milliseconds = 0;
 
@@ -18,11 +19,12 @@ export function startType() {
   const task = new Task(byId("type-error"), (isBusy) => byId("type-list").setAttribute("aria-busy", String(isBusy)));
   let pause = 0;
 
+  const textBefore = () => area.value.slice(0, area.selectionStart);
   const ask = () =>
     task.run(async (signal) => {
       const begun = performance.now();
-      const text = area.value.slice(0, area.selectionStart);
-      const { completions } = await post("complete", { model: byId("type-model").value, text, n: 5, composing: true }, signal);
+      asked = textBefore();
+      const { completions } = await post("complete", { model: byId("type-model").value, text: asked, n: 5, composing: true }, signal);
       milliseconds = performance.now() - begun;
       show(completions);
     });
@@ -32,6 +34,7 @@ export function startType() {
   };
   const askSoon = () => {
     leave();
+    asked = textBefore();
     found = []; // they are those of another text; they stay in sight until the next ones come
     byId("type-list").dataset.isOld = "yes";
     choose(-1);
@@ -39,7 +42,7 @@ export function startType() {
   };
   const take = (place) => {
     const { text, replaces } = found[place];
-    const before = [...area.value.slice(0, area.selectionStart)];
+    const before = [...textBefore()];
     const kept = before.slice(0, before.length - replaces).join("");
     area.setRangeText(text, kept.length, area.selectionEnd, "end");
     area.dataset.isOwn = "yes";
@@ -52,8 +55,10 @@ export function startType() {
   area.addEventListener("input", askSoon);
   area.addEventListener("click", askSoon);
   area.addEventListener("focus", askSoon);
+  document.addEventListener("selectionchange", () => document.activeElement === area && textBefore() !== asked && askSoon());
   area.addEventListener("keydown", (event) => {
-    if (event.isComposing || event.shiftKey || event.ctrlKey || event.altKey || event.metaKey || found.length === 0) return;
+    if (event.isComposing || event.shiftKey || event.ctrlKey || event.altKey || event.metaKey) return;
+    if (found.length === 0 || textBefore() !== asked) return;
     const isAtEnd = area.selectionStart === area.value.length;
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
     if (step && isAtEnd && (chosen >= 0 || step > 0)) choose(chosen + step);

@@ -85,10 +85,11 @@ export function startWrite() {
   byId("write-form").addEventListener("submit", (event) => {
     event.preventDefault();
     if (!isFilled(event.target)) return;
-    if (location.hash.startsWith("#write?")) history.replaceState(null, "", "#write"); // a link's text makes room for another
+    leaveLink();
     byId("write-note").textContent = "";
     write();
   });
+  byId("write-form").addEventListener("input", leaveLink);
   byId("write-prompt").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) byId("write-form").requestSubmit();
   });
@@ -152,6 +153,11 @@ export function offerWriteModels(found) {
   if (!isOpened) openLink(models, openRecipe);
   isOpened = true;
   if (!readLink(location.hash)?.model) showExample();
+}
+
+/** What somebody enters takes the place of a link's fields, also when the page is loaded again. */
+function leaveLink() {
+  if (location.hash.startsWith("#write?")) history.replaceState(null, "", "#write");
 }
 
 const modelNamed = (name) => models.find((model) => model.name === name);

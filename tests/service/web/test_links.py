@@ -147,3 +147,15 @@ def test_prompt_of_a_link_is_text_and_no_markup(visit: Visit) -> None:
     assert page.input_value("#write-prompt") == HOSTILE
     assert page.evaluate("window.hit") is None
     assert page.locator("#pane-write img, #pane-write script").count() == 0
+
+
+def test_what_is_entered_after_a_link_outlives_a_reload(visit: Visit) -> None:
+    page = visit.page
+    page.wait_for_selector("#write-again:enabled")
+    page.evaluate("link => { location.hash = link }", _link(**GOOD))
+    until(lambda: page.text_content("#write-prompt-shown") == GOOD["prompt"])
+    page.fill("#write-prompt", "Nobody shall lose this")
+    page.reload()
+    page.wait_for_selector("#write-go:enabled")
+    assert page.input_value("#write-prompt") == "Nobody shall lose this"
+    assert page.url.endswith("#write")

@@ -420,3 +420,20 @@ def test_growing_syllable_is_replaced_by_the_completion(visit: Visit) -> None:
     page.keyboard.press("Tab")
     assert page.input_value("#type-text") == first
     assert first.startswith(("하", "한", "할", "함", "학", "항"))
+
+
+def test_moved_caret_gets_the_completions_of_the_text_before_it(visit: Visit) -> None:
+    page = visit.open_pane("type")
+    page.select_option("#type-model", "shakespeare-lstm")
+    page.fill("#type-text", "the wor the")
+    page.wait_for_selector("#type-list:not([data-is-old]) li")
+    for _ in range(4):
+        page.keyboard.press("ArrowLeft")
+    page.wait_for_selector("#type-list[data-is-old]", state="detached")
+    page.wait_for_selector("#type-list:not([data-is-old]) li")
+    first = page.inner_text("#type-list .name >> nth=0")
+    page.keyboard.press("Tab")
+    assert page.input_value("#type-text") == f"the wor{first} the"
+    body = {"model": "shakespeare-lstm", "text": "the wor", "n": 1}
+    answer = page.request.post(page.url.split("#")[0] + "complete", data=body).json()
+    assert answer["completions"][0]["text"] == first

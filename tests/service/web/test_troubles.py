@@ -22,7 +22,7 @@ def test_entered_key_is_sent_to_a_server_with_keys(browser: Browser, bundles: Pa
     with running_server(tmp_path, bundles=bundles, default_model="letters", api_keys="open-sesame") as server:
         visit = Visit(browser, f"http://127.0.0.1:{server.port}/", wait=False)
         page = visit.page
-        page.fill("#key", "wrong")
+        page.fill("#key", "열쇠")
         page.click("#key-form .main")
         page.wait_for_selector("#key-wrong:visible")
         page.fill("#key", "open-sesame")
@@ -35,6 +35,32 @@ def test_entered_key_is_sent_to_a_server_with_keys(browser: Browser, bundles: Pa
         page.wait_for_selector("#write-more:enabled")
         assert all("401" in complaint for complaint in visit.complaints)
         visit.context.close()
+
+
+def test_requests_refused_together_share_one_question_for_a_key(browser: Browser, tmp_path: Path) -> None:
+    folder = tmp_path / "bundles"
+    for name in ("alpha", "beta", "gamma"):
+        write_tiny_bundle(folder / name)
+    with running_server(tmp_path, bundles=folder, api_keys="open-sesame") as server:
+        visit = Visit(browser, f"http://127.0.0.1:{server.port}/", wait=False)
+        page = visit.page
+        page.fill("#key", "open-sesame")
+        page.click("#key-form .main")
+        page.wait_for_selector("#write-go:enabled")
+        visit.open_pane("compare")
+        page.fill("#compare-prompt", "abc")
+        page.fill("#compare-max_tokens", "3")
+        for check in page.locator("#compare-models input").all():
+            check.check()
+        page.evaluate("sessionStorage.setItem('meari-key', 'one that was changed')")
+        page.click("#compare-go")
+        page.fill("#key", "open-sesame")
+        page.click("#key-form .main")
+        page.wait_for_selector("#compare-chart:visible")
+        assert not page.locator("#key-dialog").is_visible()
+        assert page.locator("#compare-rows tr").count() == 3
+        visit.context.close()
+        assert all("401" in complaint for complaint in visit.complaints)
 
 
 def test_page_behind_a_key_works_with_the_key_as_password(browser: Browser, bundles: Path, tmp_path: Path) -> None:
@@ -78,6 +104,44 @@ def test_busy_server_is_reported_and_retry_works(visit: Visit) -> None:
     assert error.inner_text() == ""
     assert all("429" in complaint for complaint in visit.complaints)
     visit.complaints.clear()
+
+
+def _event(data: str) -> dict[str, Any]:
+    return {"status": 200, "content_type": "text/event-stream", "body": f"data: {data}\n\n"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ({"status": 502, "body": "<html>"}, "서버에 연결할 수 없습니다"),
+        ({"status": 500, "body": "null", "headers": {"X-Request-Id": "r-7"}}, "r-7"),
+        ({"status": 418, "body": "[]"}, "서버 안에서"),
+        ({"status": 429, "body": "", "headers": {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}}, "1초"),
+        ({"status": 200, "body": "<html>"}, "끊겼습니다"),
+        (_event('{"choices": [{"ind'), "끊겼습니다"),
+        (_event('{"error": {"code": "invalid_request", "message": "of old"}}'), "of old"),
+        (_event('{"error": {"code": "overloaded"}}'), "1초"),
+        (_event('{"choices": [{"index": 0, "text": "", "finish_reason": "timeout"}]}\n\ndata: [DONE]'), "시간"),
+    ],
+)
+def test_failures_of_proxies_and_streams_are_told_in_the_language_of_the_page(
+    browser: Browser, released_server: Server, answer: dict[str, Any], message: str
+) -> None:
+    visit = Visit(browser, f"http://127.0.0.1:{released_server.port}/", locale="ko-KR")
+    page = visit.page
+    page.wait_for_selector("#write-again:enabled")
+    kept = page.locator("#write-tokens").text_content()
+    page.route("**/generate", lambda route: route.fulfill(**answer))
+    page.click("#write-go")
+    page.wait_for_selector("#write-error p")
+    assert message in page.locator("#write-error p").inner_text()
+    assert page.locator("#write-tokens").text_content() == kept
+    page.unroute("**/generate")
+    page.click("#write-again")
+    page.wait_for_selector("#write-outcome:not(:empty)")
+    assert page.locator("#write-error").inner_text() == ""
+    visit.context.close()
+    assert all("Failed to load resource" in complaint for complaint in visit.complaints)
 
 
 def test_value_that_the_server_refuses_is_pointed_at_with_its_message(visit: Visit) -> None:
