@@ -59,3 +59,16 @@ def test_axe_finds_no_serious_problems(browser: Browser, released_server: Server
         assert visit.page.evaluate("() => document.documentElement.scrollWidth") <= size["width"], pane
     visit.context.close()
     assert visit.complaints == []
+
+
+@pytest.mark.parametrize("width", [320, 360])  # 320: a screen of 1,280 at 400 %
+def test_controls_of_write_stay_within_the_narrowest_screens(
+    browser: Browser, released_server: Server, width: int
+) -> None:
+    url = f"http://127.0.0.1:{released_server.port}/"
+    visit = Visit(browser, url, viewport={"width": width, "height": 568})
+    visit.page.locator("#write-more-settings").evaluate("details => { details.open = true }")
+    visit.page.wait_for_selector("#write-again:enabled")
+    assert visit.page.evaluate("document.documentElement.scrollWidth") == width
+    visit.context.close()
+    assert visit.complaints == []
