@@ -58,8 +58,10 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | No
 
 
 INTERRUPTED_IMPORT = """
-import os, runpy, signal, sys, weakref
+import atexit, os, runpy, signal, sys, weakref
 module, way, *sys.argv[1:] = sys.argv[1:]
+if module == "exit":
+    atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))
 class Interrupting:
     def find_spec(self, name, path=None, target=None):
         if name == module:
@@ -68,6 +70,11 @@ class Interrupting:
             held = {1}
             reference = weakref.ref(held, lambda _: os.kill(os.getpid(), signal.SIGINT))
             del held
+        if module == f"compiled module {name}":
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except KeyboardInterrupt:
+                raise ImportError("initialization failed") from None
 sys.meta_path.insert(0, Interrupting())
 if way == "module":
     runpy.run_module("meari", run_name="__main__")
@@ -80,11 +87,20 @@ SCRIPT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"][
 
 @pytest.mark.parametrize("way", ["module", SCRIPT])
 @pytest.mark.parametrize(
-    "module", ["meari.cli", "meari.cli.main", "click", "callback in click", "meari.cli.models", "msgspec"]
+    "module",
+    [
+        *("meari.cli", "meari.cli.main", "click", "callback in click", "meari.cli.models", "msgspec"),
+        *("compiled module click", "compiled module msgspec"),
+    ],
 )
 def test_interrupt_in_any_import_ends_the_command_calmly(module: str, way: str) -> None:
     done = interrupted("default_int_handler", module, way, "models")  # the tests may run where it is ignored
     assert (done.returncode, done.stderr) == (130, "\nmeari: interrupted\n")
+
+
+def test_interrupt_at_exit_changes_nothing() -> None:
+    done = interrupted("default_int_handler", "exit", SCRIPT, "--version")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_interrupts_that_are_ignored_stay_so() -> None:
