@@ -72,3 +72,14 @@ def test_controls_of_write_stay_within_the_narrowest_screens(
     assert visit.page.evaluate("document.documentElement.scrollWidth") == width
     visit.context.close()
     assert visit.complaints == []
+
+
+def test_bars_are_seen_in_forced_colours(browser: Browser, released_server: Server) -> None:
+    visit = Visit(browser, f"http://127.0.0.1:{released_server.port}/", forced_colors="active")
+    visit.page.wait_for_selector("#write-again:enabled")
+    visit.page.locator("#write-tokens .token").nth(3).click()
+    bar = visit.page.locator("#alternatives .bar").first
+    assert "linear-gradient" in bar.evaluate("bar => getComputedStyle(bar).backgroundImage")
+    assert bar.evaluate("bar => getComputedStyle(bar).forcedColorAdjust") == "none"
+    visit.context.close()
+    assert visit.complaints == []
