@@ -60,11 +60,17 @@ def interruptible() -> Iterator[None]:
     def interrupt(number: int, _: FrameType | None) -> None:
         for each in before:
             signal.signal(each, signal.SIG_IGN)
-        raise Interrupted(number)
+        raised.append(Interrupted(number))
+        raise raised[0]
 
+    raised: list[Interrupted] = []
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except (ImportError, RecursionError) as error:
+        if raised:  # within an import: compiled modules and numpy make another error of it
+            raise raised[0] from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
