@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import signal
 import sys
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from meari.bundle_format.names import NAME_PATTERN
 from meari.cli._files import STREAMS, Use, check_apart, config_uses
 from meari.cli._options import Choice, FloatRange, program
 
@@ -78,7 +80,7 @@ class TrainOptions:
         """Return what --set, --name and --max-bad say, by the settings' names. Raises UsageError."""
         named = dict(_read_setting(text) for text in self.settings)
         if self.name is not None:
-            named["name"] = self.name
+            named["name"] = _checked_name(self.name)
         limit = MAX_BAD if self.skip_bad and self.max_bad is None else self.max_bad
         return named if limit is None else named | {"corpus.max_bad": limit}
 
@@ -91,6 +93,13 @@ class TrainOptions:
         ]
         words = [*paths, *(str(word) for option, value in named if value is not None for word in (option, value))]
         return [*words, *(word for text in self.settings for word in ("--set", text)), "--resume"]
+
+
+def _checked_name(name: str) -> str:
+    if re.fullmatch(NAME_PATTERN, name) is None:
+        expected = "1 to 100 letters, digits, '.', '_' and '-', a letter or digit first, and not DEFAULT"
+        raise click.BadParameter(f"got {name!r}, expected {expected}", param_hint="--name")
+    return name
 
 
 def _read_setting(text: str) -> tuple[str, object]:
