@@ -109,11 +109,27 @@ def open_run(path: Path, config: Config, start: Start) -> RunFolder:
 
 
 def check_startable(path: Path, start: Start) -> None:
-    """Raise CheckpointError or FolderInUse for a folder with a run, where none can be started so."""
+    """Raise CheckpointError or FolderInUse for a folder in which no run can be started so."""
     run = RunFolder(path)
     if run.config.exists():
         with locked(path):
             _check_start(run, start)
+    elif path.exists() or start is Start.RESUME:
+        _check_kind(run, start)
+    else:
+        _check_place(path)
+
+
+def _check_place(path: Path) -> None:
+    """Raise CheckpointError where a folder cannot be made: only the system can tell, so one is made and removed."""
+    missing = path.absolute()
+    while not missing.parent.exists():
+        missing = missing.parent
+    try:
+        missing.mkdir()
+        missing.rmdir()
+    except OSError as error:
+        raise CheckpointError(f"{path}: no folder can be made there: {error.strerror or error}") from None
 
 
 def _check_start(run: RunFolder, start: Start) -> None:

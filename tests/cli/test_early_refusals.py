@@ -36,6 +36,13 @@ REFUSED = {
     "train setting": ("train long.txt --set training.stesp=3", "did you mean steps"),
     "train bundle there": ("train long.txt --name there", "bundles/there: exists and is not a bundle"),
     "train run there": ("train long.txt --run run", "run: this run exists; continue it with --resume"),
+    "train run in a file": (
+        "train long.txt --run blank.txt/run",
+        "blank.txt/run: no folder can be made there: Not",
+    ),
+    "train run is a file": ("train long.txt --run blank.txt", "blank.txt: exists and is not a run; choose another"),
+    "train run nowhere": ("train long.txt --run /proc/none/run", "/proc/none/run: no folder can be made there"),
+    "train resumes nothing": ("train own.toml --resume --run no/run", "no/run: no run to resume here"),
     "train config in a run": ("train own.toml --run run", "run: this run exists; continue it with --resume"),
     "train config": ("train config.toml", "mistyped.txt: got no such file or folder"),
     "demo mistyped": ("demo my-txet.txt", "my-txet.txt: got no such file or folder"),

@@ -83,3 +83,25 @@ def test_bars_are_seen_in_forced_colours(browser: Browser, released_server: Serv
     assert bar.evaluate("bar => getComputedStyle(bar).forcedColorAdjust") == "none"
     visit.context.close()
     assert visit.complaints == []
+
+
+def test_printed_text_keeps_its_shades_on_white_paper_whatever_the_theme(
+    browser: Browser, released_server: Server
+) -> None:
+    style = "token => { const s = getComputedStyle(token); return [s.backgroundColor, s.color, s.printColorAdjust]; }"
+    looks = {}
+    for theme in ("light", "dark"):
+        visit = Visit(browser, f"http://127.0.0.1:{released_server.port}/", color_scheme=theme, reduced_motion="reduce")
+        visit.page.wait_for_selector("#write-again:enabled")
+        visit.page.select_option("#theme", theme)
+        on_screen = visit.page.locator("#write-tokens .bits-3").first.evaluate(style)
+        visit.page.emulate_media(media="print")
+        printed = visit.page.locator("#write-tokens .bits-3").first.evaluate(style)
+        assert printed[2] == "exact"
+        assert not visit.page.locator("[role=tablist]").is_visible()
+        assert visit.page.locator("#write-tokens").is_visible()
+        looks[theme] = on_screen, printed
+        visit.context.close()
+        assert visit.complaints == []
+    assert looks["dark"][0][:2] != looks["light"][0][:2], "on a screen the themes differ"
+    assert looks["dark"][1] == looks["light"][1] == [*looks["light"][0][:2], "exact"], "paper is light"
