@@ -35,9 +35,8 @@ def open_streams() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
-            fcntl.fcntl(
-                os.open(os.devnull, mode), fcntl.F_SETFD, 0
-            )  # the lowest free number: this one; for children, too
+            held = os.open(os.devnull, mode)  # the lowest free number, which is this one
+            fcntl.fcntl(held, fcntl.F_SETFD, 0)  # for children, too
     if sys.stdin is None:
         sys.stdin = _text(io.FileIO(0, "w", closefd=False))
     if sys.stdout is None:
