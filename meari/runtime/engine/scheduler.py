@@ -292,15 +292,9 @@ class Lanes:
             self._reader,
             self._reading_pace,
             self._limits,
-            turn_seconds=partial(self._reading_seconds, for_list=for_list),
+            turn_seconds=partial(_reading_seconds, self.writing, self._limits, for_list=for_list),
             for_list=for_list,
         )
-
-    def _reading_seconds(self, *, for_list: bool) -> float:
-        """Return the CPU time that a turn may take: where many write, whoever comes waits for them as long anyway."""
-        if self._limits.offline:
-            return OFFLINE_READING_SECONDS
-        return CROWDED_TURN_SECONDS if self.writing.is_crowded and not for_list else READING_SECONDS
 
     def _busy_kinds(self) -> set[LaneKind]:
         found = {LaneKind.WRITING} if len(self.writing) else set()
@@ -314,3 +308,10 @@ class Lanes:
         """Return True if prompts waiting are an eighth of the writing sequences, or have waited for eight turns."""
         enough = len(self._short) * MAX_PROMPT_DELAY_TURNS >= self.writing.num_rows
         return enough or self._turns_since_short >= MAX_PROMPT_DELAY_TURNS
+
+
+def _reading_seconds(writing: WritingLane, limits: EngineLimits, *, for_list: bool) -> float:
+    """Return the CPU time that a turn may take: where many write, whoever comes waits for them as long anyway."""
+    if limits.offline:
+        return OFFLINE_READING_SECONDS
+    return CROWDED_TURN_SECONDS if writing.is_crowded and not for_list else READING_SECONDS
