@@ -91,7 +91,7 @@ def test_printed_text_keeps_its_shades_on_white_paper_whatever_the_theme(
     style = "token => { const s = getComputedStyle(token); return [s.backgroundColor, s.color, s.printColorAdjust]; }"
     looks = {}
     for theme in ("light", "dark"):
-        visit = Visit(browser, f"http://127.0.0.1:{released_server.port}/", color_scheme=theme, reduced_motion="reduce")
+        visit = Visit(browser, f"http://127.0.0.1:{released_server.port}/", color_scheme=theme)
         visit.page.wait_for_selector("#write-again:enabled")
         visit.page.select_option("#theme", theme)
         on_screen = visit.page.locator("#write-tokens .bits-3").first.evaluate(style)
