@@ -114,9 +114,9 @@ def check_startable(path: Path, start: Start) -> None:
     if run.config.exists():
         with locked(path):
             _check_start(run, start)
-    elif path.exists() or start is Start.RESUME:
+    elif start is Start.RESUME or path.is_file():
         _check_kind(run, start)
-    else:
+    elif not path.exists():
         _check_place(path)
 
 
