@@ -251,7 +251,7 @@ class WritingLane:
         tokens = np.array([sequence.next_token for sequence in samples], np.int64)
         run = self._runner.write(tokens, batch.states, self._samplers.write_inputs(steps))
         result = TurnResult(steps * len(batch), steps * len(batch), num_steps=steps)
-        keep = []
+        keep, num_early = [], 0
         sound = _sound_steps(run, steps, len(batch))
         columns = zip(run.picked.T.tolist(), on_grid(run.picked_logprobs).T.tolist(), strict=True)
         for row, (sequence, (written, values)) in enumerate(zip(samples, columns, strict=True)):
@@ -265,13 +265,13 @@ class WritingLane:
                 continue
             rest = zip(range(num, num_sound), written[num:], values[num:], strict=False)
             if _take_each(sequence, rest, partial(run.state_after, row=row), result):
+                num_early += sequence.num_left > 0
                 continue
             if num_sound == steps:
                 keep.append(row)
             else:
                 result.failed.add(sequence.request)
-        ended = [sequence for sequence in samples if sequence.sample.finish is not None]
-        self._pace.add_ends(result.num_sampled, sum(sequence.num_left > 0 for sequence in ended))
+        self._pace.add_ends(result.num_sampled, num_early)
         batch.states = {name: values[-1] for name, values in run.states.items()}
         batch.keep(keep)
         return result
