@@ -61,7 +61,7 @@ class _Slot(enum.IntEnum):
     STATE = 0
     PID = 1
     CONNECTIONS = 2
-    WAS_READY = 3
+    READY_AT = 3  # of the system's clock that only goes forward, in ns; 0 before
 
 
 class Board:
@@ -104,7 +104,7 @@ class Board:
         for slot in range(self._max_workers):
             if self.state(slot) is WorkerState.FREE:
                 self._write_text(slot, b"")
-                for number in (_Slot.CONNECTIONS, _Slot.PID, _Slot.WAS_READY):
+                for number in (_Slot.CONNECTIONS, _Slot.PID, _Slot.READY_AT):
                     self._set(slot, number, 0)
                 self._set(slot, _Slot.STATE, WorkerState.LOADING)
                 self._numbers[_Host.NUM_SLOTS] = max(self._numbers[_Host.NUM_SLOTS], slot + 1)
@@ -181,9 +181,10 @@ class Board:
         """Return the state of a worker."""
         return WorkerState(self._numbers[self._index(slot, _Slot.STATE)])
 
-    def was_ever_ready(self, slot: int) -> bool:
-        """Tell whether the worker of a slot has been ready."""
-        return bool(self._numbers[self._index(slot, _Slot.WAS_READY)])
+    def seconds_since_ready(self, slot: int) -> float | None:
+        """Return how long ago the worker of a slot became ready for the first time; None if it never was."""
+        ready_at = self._numbers[self._index(slot, _Slot.READY_AT)]
+        return (time.monotonic_ns() - ready_at) / 1e9 if ready_at else None
 
     def reports(self, *states: WorkerState) -> Iterator[Report]:
         """Yield the reports of the workers in one of these states."""
@@ -202,7 +203,8 @@ class Board:
     def set_state(self, slot: int, state: WorkerState) -> None:
         """Set the state of a worker."""
         if state is WorkerState.READY:
-            self._set(slot, _Slot.WAS_READY, 1)
+            if not self._numbers[self._index(slot, _Slot.READY_AT)]:
+                self._set(slot, _Slot.READY_AT, time.monotonic_ns())
             self._numbers[_Host.WAS_READY] = 1
         self._set(slot, _Slot.STATE, state)
 

@@ -6,14 +6,15 @@ not know: bundles, requests.
 gunicorn ends old workers as soon as new ones were started, and then waits for their last requests. Here an old worker
 ends when a new one is ready, and the master goes on meanwhile: a worker that drains, for whatever reason, counts no
 longer, and another one is started in its place. gunicorn starts a worker again at once if it ends by itself. Here one
-that ends before it was ready is followed by a pause, which grows from time to time.
+that ends before it was ready, or by itself soon after, is followed by a pause, which grows from time to time.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
-from signal import SIG_BLOCK, SIG_UNBLOCK, SIGABRT, SIGINT, SIGQUIT, SIGTERM, pthread_sigmask
+from signal import SIG_BLOCK, SIG_UNBLOCK, SIGABRT, SIGINT, SIGKILL, SIGQUIT, SIGTERM, pthread_sigmask
 from typing import Any, Final
 
 from gunicorn.arbiter import Arbiter
@@ -28,6 +29,7 @@ ENDING: Final = (SIGABRT, SIGINT, SIGQUIT, SIGTERM)
 LOOK_SECONDS: Final = 0.2  # between two looks at the board
 FIRST_PAUSE: Final = 0.25  # seconds, before the next start; doubles each time
 MAX_PAUSE: Final = 30.0
+LASTING_SECONDS: Final = 2.0  # a worker that ends by itself sooner after it was ready has failed to start, too
 SURGE_SHARE: Final = 4  # of the workers one in so many is started beside the old ones, at least one
 
 
@@ -37,7 +39,7 @@ class HostArbiter(Arbiter):  # type: ignore[misc]
     num_workers: int
     _generation: int  # of workers: each SIGHUP begins a new one
     _num_failed: int  # starts in a row
-    _last_failed: int  # age of the worker of the last of them
+    _last_failed: int  # age of the last worker that had been started when the last of them failed
     _next_start: float
     _is_ending: bool  # so that the end of a worker needs no word
     _slot: int | None  # of the worker that is being started
@@ -66,15 +68,23 @@ class HostArbiter(Arbiter):  # type: ignore[misc]
         """Give a new worker its slot; called before the fork."""
         self._slot = worker.slot = BOARD.take(counts=self._steps is None)
         worker.generation = self._generation
-        worker.is_retired = False
+        worker.is_retired = worker.was_killed = False
+
+    def reap_workers(self) -> None:
+        """Take note of the workers that have ended, and of which of them were killed from outside."""
+        for pid, worker in self.WORKERS.items():
+            end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            worker.was_killed = end is not None and (end.si_code, end.si_status) == (os.CLD_KILLED, SIGKILL)
+        super().reap_workers()
 
     def forget(self, worker: Any) -> None:
-        """Free the slot of a worker that has ended, and put off the next start if it never was ready."""
+        """Free the slot of a worker that has ended, and put off the next start if its own has failed."""
         was_told = self._is_ending or worker.is_retired or BOARD.state(worker.slot) is WorkerState.DRAINING
         if not was_told:
             BOARD.count_death()
-            if not BOARD.was_ever_ready(worker.slot):
-                self._put_off(worker.age)
+            seconds = BOARD.seconds_since_ready(worker.slot)
+            if seconds is None or (seconds < LASTING_SECONDS and not worker.was_killed):
+                self._put_off()
         BOARD.free(worker.slot)
 
     def manage_workers(self) -> None:
@@ -86,7 +96,8 @@ class HostArbiter(Arbiter):  # type: ignore[misc]
         staying = [worker for worker in self.WORKERS.values() if not self._is_leaving(worker)]
         new = [worker for worker in staying if worker.generation == self._generation]
         old = [worker for worker in staying if worker.generation != self._generation]
-        if any(BOARD.was_ever_ready(worker.slot) for worker in new if worker.age > self._last_failed):
+        later = [worker.slot for worker in new if worker.age > self._last_failed]
+        if any((BOARD.seconds_since_ready(slot) or 0.0) >= LASTING_SECONDS for slot in later):
             self._num_failed = 0
         self._retire(old, new)
         surge = max(1, self.num_workers // SURGE_SHARE) if old else 0
@@ -165,16 +176,16 @@ class HostArbiter(Arbiter):  # type: ignore[misc]
         except OSError as error:  # in this process: there is no memory, no process, no file to be had
             if self._slot is not None:
                 BOARD.free(self._slot)
-            self._put_off(self.worker_age, error)
+            self._put_off(error)
         finally:
             pthread_sigmask(SIG_UNBLOCK, ENDING)
         self._slot = None
 
-    def _put_off(self, age: int, error: OSError | None = None) -> None:
+    def _put_off(self, error: OSError | None = None) -> None:
         pause = min(MAX_PAUSE, FIRST_PAUSE * 2.0**self._num_failed)
         if not self._num_failed:
-            reason = f": {error}" if error else " before it was ready"
+            reason = f": {error}" if error else " before it was ready or soon after"
             self.log.error("a worker could not be started or ended%s; the pauses before further tries grow", reason)
         self._num_failed += 1
-        self._last_failed = max(self._last_failed, age)
+        self._last_failed = self.worker_age
         self._next_start = time.monotonic() + pause

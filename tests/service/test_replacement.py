@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import pytest
 
 from meari.bundle_format.reader import read_manifest
 from meari.bundle_format.signatures import make_private_key, sign_manifest
+from meari.service.process.master import FIRST_PAUSE
 from meari.service.process.start import MEMORY
 from tests.drills.processes import workers_of
 from tests.patience import PATIENCE, until
@@ -29,6 +31,7 @@ from tests.service.metrics.exposition import Exposition
 from tests.service.running import ROOT, Server, clean_environment, command, events, free_port, running_server
 from tests.service.test_server import ENDLESS
 
+GROW = "the pauses before further tries grow"
 BODIES: list[tuple[str, dict[str, Any]]] = [
     ("/generate", {"prompt": "w", "seed": 5, "max_tokens": 30}),
     ("/generate", {"prompt": "w", "seed": 5, "max_tokens": 30, "stream": True}),
@@ -339,9 +342,33 @@ def test_full_memory_of_files_lets_workers_die_at_growing_intervals(folder: Path
         until(lambda: log.read_text("utf-8").count("was sent SIG") >= 4)
         process.terminate()
         assert process.wait(PATIENCE) == 0
-        assert log.read_text("utf-8").count("the pauses before further tries grow") == 1
+        assert GROW in log.read_text("utf-8")
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def test_pauses_grow_if_workers_end_by_themselves_soon_after_they_were_ready(folder: Path, tmp_path: Path) -> None:
+    with running_server(tmp_path, bundles=folder, default_model="letters", workers=1) as server:
+
+        def newest(number: int) -> int:
+            until(lambda: server.log.count("serving letters, words") >= number)
+            [worker] = workers_of(server.process.pid)
+            return worker
+
+        os.kill(newest(1), signal.SIGKILL)  # which says nothing of the worker
+        second = newest(2)
+        assert GROW not in server.log
+        os.kill(second, signal.SIGSEGV)
+        os.kill(newest(3), signal.SIGSEGV)
+        os.kill(newest(4), signal.SIGSEGV)
+        newest(5)
+        lines = [json.loads(line) for line in server.log.splitlines() if line.startswith("{")]
+        log = [(datetime.fromisoformat(line["time"]), line["message"]) for line in lines]
+    ends = [when for when, message in log if "was sent SIGSEGV" in message]
+    starts = [when for when, message in log if message.startswith("Booting")][-3:]
+    pauses = [(start - end).total_seconds() for end, start in zip(ends, starts, strict=True)]
+    assert sum(GROW in message for _, message in log) == 1
+    assert all(pause >= FIRST_PAUSE * 2**number - 0.01 for number, pause in enumerate(pauses)), pauses
 
 
 def test_nothing_is_left_in_memory(folder: Path, tmp_path: Path) -> None:
