@@ -15,7 +15,7 @@ import msgspec
 from meari.bulk.errors import BulkError
 from meari.bulk.options import GenerateOptions, ScoreOptions
 from meari.bulk.totals import GenerateTotals, ScoreTotals
-from meari.bundle_format.reader import read_manifest
+from meari.bundle_format.reader import naming_folder, read_manifest
 from meari.bundle_format.signatures import PublicKey
 
 __all__ = ["SKIP_HINT", "RemoteBundle", "RunPlan", "RunResult", "settings_of", "totals_of"]
@@ -89,7 +89,8 @@ def settings_of(options: ScoreOptions | GenerateOptions, remote: RemoteBundle | 
     """Return the options on which the output depends, flat: of the bundle its hash, not its folder."""
     settings: dict[str, Any] = msgspec.to_builtins(options)
     settings = {**settings.pop("request", {}), **settings}
-    settings["bundle"] = read_manifest(Path(options.bundle))[1] if remote is None else remote.hash
+    with naming_folder(Path(options.bundle)):
+        settings["bundle"] = read_manifest(Path(options.bundle))[1] if remote is None else remote.hash
     del settings["server"]
     if options.format != "tsv":
         del settings["skip_bad"]  # good lines come out the same

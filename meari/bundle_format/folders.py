@@ -7,7 +7,8 @@ A folder may hold anything, for example what an interrupted copy left. So nothin
 regular file of the expected size: a FIFO would never answer, a device might never end. Links are followed inside a
 folder (mounted volumes of Kubernetes have such) and never out of it; the folder itself may be a link.
 
-Of several folders, a name belongs to the first that has it, and the first DEFAULT that names a bundle counts.
+Of several folders, a name belongs to the first that has it, and the first DEFAULT that names a bundle counts. A damaged
+bundle has its name, too: another one in its place would answer with other figures, and nobody would know why.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ __all__ = [
     "Roots",
     "bundle_name",
     "find_bundles",
+    "hiding_entry",
     "holds_bundle",
     "open_file",
     "printable",
@@ -69,7 +71,8 @@ class BundleFolders:
     """Entries of a folder of bundles, or of several.
 
     folders  name -> folder of each bundle, in the order of names; unread
-    failed   name -> reason, for entries that look like a bundle and cannot be one, and for an unusable DEFAULT
+    failed   name -> reason, for entries that look like a bundle and cannot be one, and for an unusable DEFAULT; such
+             an entry has its name all the same: no bundle of a later folder stands in for it unseen
     default  the bundle that DEFAULT names, "" if it names none
     hidden   bundles whose name an earlier folder has
     """
@@ -89,7 +92,11 @@ def find_bundles(roots: Roots) -> BundleFolders:
     present = [root for root in several if os.path.lexists(root)]
     found = BundleFolders()
     for root in present or several[:1]:
-        found = _merged(found, _entries(root))
+        entries = _entries(root)
+        if len(present) > 1:  # a reason says in which
+            failed = {name: f"{printable(root / name)}: {reason}" for name, reason in entries.failed.items()}
+            entries = replace(entries, failed=failed)
+        found = _merged(found, entries)
     for root in present:
         found = _with_default(root / DEFAULT, found)
         if found.default:
@@ -101,9 +108,8 @@ def _merged(first: BundleFolders, then: BundleFolders) -> BundleFolders:
     taken = first.folders.keys() | first.failed.keys()
     new = {name: path for name, path in then.folders.items() if name not in taken}
     hidden = (path for name, path in then.folders.items() if name in taken)
-    return BundleFolders(
-        dict(sorted((first.folders | new).items())), then.failed | first.failed, hidden=(*first.hidden, *hidden)
-    )
+    failed = first.failed | {name: reason for name, reason in then.failed.items() if name not in taken}
+    return BundleFolders(dict(sorted((first.folders | new).items())), failed, hidden=(*first.hidden, *hidden))
 
 
 def _entries(root: Path) -> BundleFolders:
@@ -129,6 +135,14 @@ def _entries(root: Path) -> BundleFolders:
 def bundle_name(folder: Path) -> str:
     """Return the name of a bundle: that of its folder, or of the link to it."""
     return folder.absolute().name if folder.name not in ("", "..") else folder.resolve().name
+
+
+def hiding_entry(roots: Roots, hidden: Path) -> Path:
+    """Return the first entry of the name of a hidden bundle."""
+    name = bundle_name(hidden)
+    several = roots if isinstance(roots, tuple) else (roots,)
+    entries = (root if bundle_name(root) == name and holds_bundle(root) else root / name for root in several)
+    return next((entry for entry in entries if os.path.lexists(entry)), hidden)
 
 
 def _is_in_passing(name: str) -> bool:

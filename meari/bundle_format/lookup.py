@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from meari.bundle_format.folders import DEFAULT, BundleFolders, Roots, find_bundles, holds_bundle, printable
+from meari.bundle_format.folders import (
+    DEFAULT,
+    BundleFolders,
+    Roots,
+    bundle_name,
+    find_bundles,
+    holds_bundle,
+    printable,
+)
 from meari.bundle_format.reader import read_files, read_manifest
 from meari.bundle_format.signatures import PublicKey
 from meari.errors import BundleError, did_you_mean
@@ -34,7 +42,8 @@ def find_bundle(bundles: Roots, model: str | None, keys: Sequence[PublicKey] = (
     if path.is_dir() and holds_bundle(path):
         return path
     if model in found.failed and model != DEFAULT:
-        raise BundleError(f"model: {model}: {found.failed[model]}")
+        hidden = [printable(each) for each in found.hidden if bundle_name(each) == model]
+        raise BundleError(f"model: {model}: {found.failed[model]}" + (f"; it hides {hidden[0]}" if hidden else ""))
     expected = ", ".join(found.folders) or f"a bundle in {printable(bundles)}, which has none"
     hint = did_you_mean(model, found.folders)
     raise BundleError(f"model: got {model!r}, expected {expected}, or the path of a bundle{hint}")

@@ -25,22 +25,27 @@ WORKING: Final = Path("bundles")
 BUILT_IN: Final = Path(__file__).resolve().parents[1] / "built_in"  # a link to a released bundle in a checkout
 
 
-def data_folder() -> Path:
-    """Return the folder of the user's own bundles, which may not exist yet."""
-    return platformdirs.user_data_path("meari", appauthor=False) / "bundles"
+def data_folder() -> Path | None:
+    """Return the folder of the user's own bundles, which may not exist yet; None for a user without a home folder."""
+    try:
+        return platformdirs.user_data_path("meari", appauthor=False) / "bundles"
+    except RuntimeError:  # neither HOME nor XDG_DATA_HOME is an absolute path, and the system knows no such user
+        return None
 
 
 def usual_roots() -> tuple[Path, ...]:
     """Return the folders of bundles where no setting says which."""
     own = data_folder()
-    return (WORKING, own) if WORKING.exists() or _has_bundle(own) else (WORKING, own, BUILT_IN)
+    roots = (WORKING,) if own is None else (WORKING, own)
+    has_any = os.path.lexists(WORKING) or (own is not None and _has_bundle(own))
+    return roots if has_any else (*roots, BUILT_IN)
 
 
 def _has_bundle(folder: Path) -> bool:
     try:
         found = find_bundles(folder)
     except BundleError:
-        return folder.exists()  # and cannot be read, which has to be told
+        return os.path.lexists(folder)  # and cannot be read, which has to be told
     return bool(found.folders or found.failed)
 
 

@@ -7,12 +7,13 @@ names the field or the file. Must not know: the content of the other files.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -26,13 +27,14 @@ from meari.bundle_format.folders import (
     OUTPUT_GRAPH,
     REQUIRED_FILES,
     open_file,
+    printable,
     read_file,
 )
 from meari.bundle_format.manifest import FORMAT_VERSION, FileEntry, Manifest, Positive, contradiction, show_value
 from meari.bundle_format.signatures import PublicKey, check_signature
 from meari.errors import BundleError
 
-__all__ = ["check_sizes", "parse_manifest", "read_files", "read_manifest"]
+__all__ = ["check_sizes", "naming_folder", "parse_manifest", "read_files", "read_manifest"]
 
 MAX_MANIFEST_BYTES: Final = 1 << 20
 MAX_DEPTH: Final = 32  # of a manifest's objects and lists; an export writes 7
@@ -53,6 +55,15 @@ def read_manifest(folder: Path, signing_keys: Sequence[PublicKey] = ()) -> tuple
     if signing_keys:
         check_signature(folder, digest, signing_keys)
     return parse_manifest(data), digest
+
+
+@contextlib.contextmanager
+def naming_folder(folder: Path) -> Iterator[None]:
+    """Put the bundle's folder before what a BundleError of the block says of its files."""
+    try:
+        yield
+    except BundleError as error:
+        raise BundleError(f"{printable(folder)}: {error}") from None
 
 
 def check_sizes(manifest: Manifest) -> None:

@@ -111,7 +111,6 @@ def remove_bundle(name: str, root: Path) -> None:
 
 
 def _add(opened: Open, name: str, root: Path, keys: Sequence[PublicKey], *, is_signed: bool) -> Added:
-    root.mkdir(parents=True, exist_ok=True)
     with new_folder(root) as part:
         folder = part / "bundle"
         folder.mkdir()
@@ -184,11 +183,18 @@ def _sync(folder: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(root: Path) -> Iterator[Path]:
-    """Make a hidden folder in `root` for the time of a block, and remove what killed processes left there."""
+    """Make a hidden folder in `root` for the time of a block, and remove what killed processes left there.
+
+    Makes `root` too where there is none. Raises BundleError if nothing can be written there.
+    """
     for left in root.glob(f"{PREFIX}*{SUFFIX}"):
         _remove_left(left)
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX, suffix=SUFFIX, dir=root))
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=PREFIX, suffix=SUFFIX, dir=root))
+        except OSError as error:
+            raise BundleError(f"{printable(root)}: cannot be changed: {error.strerror or error}") from None
         number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         fcntl.flock(number, fcntl.LOCK_EX)
         if folder.exists():  # otherwise another process has taken it for what a killed one left

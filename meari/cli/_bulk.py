@@ -140,11 +140,12 @@ def work_options(
 def _facts_here(folder: Path) -> ModelFacts:
     from importlib.metadata import version
 
-    from meari.bundle_format.reader import parse_manifest
+    from meari.bundle_format.reader import naming_folder, read_manifest
     from meari.runtime.machine import cpu_name
 
-    has_ends = parse_manifest((folder / "manifest.json").read_bytes()).has_ends
-    return ModelFacts(has_ends, {"cpu": cpu_name(), "onnxruntime": version("onnxruntime")})
+    with naming_folder(folder):
+        manifest, _ = read_manifest(folder)
+    return ModelFacts(manifest.has_ends, {"cpu": cpu_name(), "onnxruntime": version("onnxruntime")})
 
 
 def _facts_there(described: dict[str, Any]) -> ModelFacts:

@@ -74,6 +74,8 @@ def command(
     from meari.bundle_format.places import data_folder
 
     root = bundles or data_folder()
+    if root is None:
+        raise click.UsageError("the user has no data folder: say --bundles DIR, or set HOME or XDG_DATA_HOME")
     if action == "add":
         _add_all(sources, root, sha256, name, timeout, as_json=as_json)
     else:
@@ -140,7 +142,6 @@ def _add_url(url: str, root: Path, sha256: str | None, name: str | None, timeout
             f"the SHA-256 of the zip file: {came}, expected #sha256=… after the URL, or --sha256, with {HASH_FORM}; "
             "`sha256sum FILE` prints it"
         )
-    root.mkdir(parents=True, exist_ok=True)
     with new_folder(root) as part:
         file = part / "bundle.zip"
         download(address, file, expected, max_bytes=MAX_BUNDLE_BYTES, max_seconds=timeout)
@@ -179,6 +180,7 @@ def _remove(name: str, root: Path, *, as_json: bool) -> None:
 
 
 def _list(bundles: Path | None, *, as_json: bool) -> None:
+    from meari.bundle_format.folders import hiding_entry
     from meari.bundle_format.lookup import list_bundles
 
     roots = _all_roots(bundles)
@@ -186,7 +188,7 @@ def _list(bundles: Path | None, *, as_json: bool) -> None:
     for name, problem in found.failed.items():
         click.echo(f"meari: {name}: {problem}", err=True)
     rows = [_described(name, folder, None) for name, folder in found.folders.items()]
-    rows += [_described(_name(folder), folder, found.folders.get(_name(folder))) for folder in found.hidden]
+    rows += [_described(_name(folder), folder, hiding_entry(roots, folder)) for folder in found.hidden]
     if as_json:
         folders = [str(root) for root in (roots if isinstance(roots, tuple) else (roots,))]
         echo_json({"folders": folders, "default": found.default, "bundles": rows, "failed": found.failed})

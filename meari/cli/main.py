@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import click
@@ -218,7 +219,11 @@ def _run() -> int:
 
 
 def _unnamed_place() -> str:
-    """Return what an error without a file is about: standard output, if it takes nothing any more."""
+    """Return what an error without a file is about: the current folder, if it was removed, or standard output."""
+    try:
+        Path.cwd()
+    except OSError:
+        return "the current folder"
     try:
         sys.stdout.flush()
         os.write(1, b"")  # an unbuffered stream keeps nothing that could be tried again

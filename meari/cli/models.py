@@ -51,14 +51,14 @@ def command(target: Target, as_json: bool) -> None:
 
 def _local(folder: Roots, default: str | None) -> dict[str, Any]:
     """Return the answer of GET /models as far as no service is needed. Raises BundleError if there is no bundle."""
-    from meari.bundle_format.folders import bundle_name, printable
+    from meari.bundle_format.folders import bundle_name, hiding_entry, printable
     from meari.bundle_format.lookup import default_bundle, find_bundle, list_bundles
     from meari.errors import BundleError
     from meari.runtime.inspection import describe_folder
 
     found = list_bundles(folder)
     for each in found.hidden:
-        first = found.folders.get(bundle_name(each), "an entry that cannot be used")
+        first = hiding_entry(folder, each)
         click.echo(f"meari: {printable(each)} is hidden by {printable(first)}, which comes first", err=True)
     keys, models, failed = signing_keys(), [], dict(found.failed)
     default_folder = find_bundle(folder, default) if default else default_bundle(folder, found, keys)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -53,6 +54,7 @@ def start(*, as_json: bool) -> None:
     """Check the settings and become the service. Raises UsageError, Exit."""
     from meari.service.process.start import check_start
 
+    Path.cwd()  # raises where it was removed: gunicorn would show its inside
     settings = _checked(check_start)
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # until the master has handlers: `HostArbiter.init_signals`
     if as_json:

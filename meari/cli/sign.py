@@ -51,11 +51,12 @@ def command(model: str | None, key: Path | None, new_key: Path | None, as_json: 
 
 def _sign(folder: Path, key: Path) -> dict[str, Any]:
     """Sign a bundle whose files are those of its manifest. Raises BundleError."""
-    from meari.bundle_format.reader import read_files, read_manifest
+    from meari.bundle_format.reader import naming_folder, read_files, read_manifest
     from meari.bundle_format.signatures import sign_manifest
 
-    manifest, bundle_hash = read_manifest(folder)
-    read_files(folder, manifest)
+    with naming_folder(folder):
+        manifest, bundle_hash = read_manifest(folder)
+        read_files(folder, manifest)
     signer = sign_manifest(folder, bundle_hash, key)
     return {"key_id": signer.id, "public_key": signer.text, "bundle": str(folder), "bundle_hash": bundle_hash}
 

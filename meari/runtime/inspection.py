@@ -17,9 +17,9 @@ from typing import Any
 
 import msgspec
 
-from meari.bundle_format.folders import MANIFEST, SIGNATURE, bundle_name, printable
+from meari.bundle_format.folders import MANIFEST, SIGNATURE, bundle_name
 from meari.bundle_format.manifest import Manifest
-from meari.bundle_format.reader import read_files, read_manifest
+from meari.bundle_format.reader import naming_folder, read_files, read_manifest
 from meari.bundle_format.signatures import PublicKey, check_signature, read_signature
 from meari.errors import BundleError
 from meari.runtime.bundle import Bundle, open_bundle
@@ -81,10 +81,8 @@ def inspect_bundle(
 
     signing_keys  keys of which one has signed the bundle; without any it need not be signed
     """
-    try:
+    with naming_folder(folder):
         manifest, digest = read_manifest(folder)
-    except BundleError as error:
-        raise BundleError(f"{printable(folder)}: {error}") from None
     described = describe_folder(folder)
     described["folder"] = str(folder)
     described["bytes"] = (folder / MANIFEST).stat().st_size + sum(entry.bytes for entry in manifest.files.values())

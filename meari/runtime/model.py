@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from meari.bundle_format.folders import MANIFEST, bundle_name
+from meari.bundle_format.reader import naming_folder
 from meari.bundle_format.signatures import PublicKey
 from meari.errors import BundleError
 from meari.runtime.bundle import Bundle, open_bundle
@@ -41,7 +42,9 @@ class LoadedModel:
 
 def load_model(folder: Path, limits: EngineLimits, signing_keys: Sequence[PublicKey] = ()) -> LoadedModel:
     """Open a bundle, signed by one of the keys if there are any, and start its engine. Raises BundleError."""
-    return start_model(open_for_engine(folder, limits, signing_keys), limits)
+    with naming_folder(folder):
+        bundle = open_for_engine(folder, limits, signing_keys)
+    return start_model(bundle, limits)
 
 
 def open_for_engine(folder: Path, limits: EngineLimits, signing_keys: Sequence[PublicKey] = ()) -> Bundle:

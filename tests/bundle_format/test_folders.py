@@ -125,6 +125,15 @@ def test_incomplete_bundle_is_reported_and_never_the_default(bundles: Path) -> N
     assert b"letters *" in done.stdout
 
 
+@pytest.mark.parametrize("verb", [("score", "--text", "ab"), ("generate", "ab")])
+def test_manifest_that_is_a_fifo_is_not_waited_for_and_its_folder_is_named(bundles: Path, verb: tuple[str]) -> None:
+    (bundles / "more" / "manifest.json").unlink()
+    os.mkfifo(bundles / "more" / "manifest.json")
+    done = meari(*verb, "--bundles", bundles, "--model", "more")
+    assert done.returncode == 1
+    assert done.stderr.decode() == f"meari: {bundles / 'more'}: manifest.json: got a FIFO, expected a file\n"
+
+
 def test_path_is_a_bundle_if_it_has_the_files_of_one(bundles: Path) -> None:
     assert find_bundle(bundles, str(bundles / "more")) == bundles / "more"
     assert (

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from meari.bundle_format.folders import find_bundles
-from meari.bundle_format.places import parse_roots, usual_roots
+import meari
+from meari.bundle_format.folders import find_bundles, hiding_entry
+from meari.bundle_format.lookup import find_bundle
+from meari.bundle_format.places import BUILT_IN, parse_roots, usual_roots
 from meari.bundle_format.reader import read_manifest
 from meari.bundle_format.signatures import make_private_key, sign_manifest
 from meari.bundle_format.store import MAX_MEMBERS, add_folder, add_zip, remove_bundle
@@ -29,6 +31,15 @@ from pathlib import Path
 from meari.bundle_format import store
 store._put = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 store.add_folder(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+HOMELESS = """
+import os
+from meari.bundle_format.places import data_folder, usual_roots
+usual_roots()
+os.setuid(54321)
+del os.environ["HOME"]
+print(data_folder(), *usual_roots())
 """
 
 
@@ -272,3 +283,40 @@ def test_built_in_bundle_is_looked_at_only_where_there_is_no_other(
     (tmp_path / "bundles").mkdir()
     remove_bundle("tiny", tmp_path / "data" / "meari" / "bundles")
     assert find_bundles(usual_roots()).folders == {}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes a user whom the system does not know, as only root can")
+def test_user_without_a_home_has_the_built_in_bundle_and_no_data_folder(tmp_path: Path) -> None:
+    environment = clean_environment() | {"HOME": "/"}
+    command = [sys.executable, "-c", HOMELESS]
+    told = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert told.stdout.split() == ["None", "bundles", str(BUILT_IN)], told.stderr
+
+
+def test_folder_that_cannot_be_written_is_named_whole(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    root = tmp_path / "file" / "meari" / "bundles"
+    with pytest.raises(BundleError, match=f"^{root}: cannot be changed: Not a directory$"):
+        add_folder(tiny, root)
+
+
+def test_damaged_entry_keeps_its_name_and_the_messages_say_where_it_is(tiny: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    add_folder(tiny, second)
+    first.mkdir()
+    (first / "tiny").symlink_to("nowhere")
+    (second / "other").symlink_to("nowhere")
+    found = find_bundles((first, second))
+    reason = f"{first / 'tiny'}: cannot be read: No such file or directory"
+    assert found.failed == {"tiny": reason, "other": f"{second / 'other'}: cannot be read: No such file or directory"}
+    assert (found.folders, found.hidden) == ({}, (second / "tiny",))
+    assert hiding_entry((first, second), second / "tiny") == first / "tiny"
+    with pytest.raises(BundleError, match=f"^model: tiny: {reason}; it hides {second / 'tiny'}$"):
+        find_bundle((first, second), "tiny")
+    (first / "tiny").unlink()
+    add_folder(tiny, first)
+    add_folder(tiny, first, name="other")
+    assert find_bundles((first, second)).failed == {}
+    (first / "tiny" / "manifest.json").write_text("{")
+    with pytest.raises(BundleError, match=f"^{first / 'tiny'}: manifest.json: got other than JSON"):
+        meari.load(first / "tiny")

@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -239,3 +240,13 @@ def test_no_range_takes_what_is_no_number() -> None:
         for text in ("nan", "inf", "-inf"):
             with pytest.raises(click.BadParameter, match="is not in the range"):
                 each.convert(float(text), None, None)
+
+
+@pytest.mark.parametrize("words", [("serve",), ("filter", str(ROOT / "LICENSE"), "-o", "out")])
+def test_current_folder_that_was_removed_is_said(tmp_path: Path, words: tuple[str, ...]) -> None:
+    (tmp_path / "gone").mkdir()
+    script = 'cd gone && rmdir ../gone && exec "$@"'
+    command = ["sh", "-c", script, "sh", sys.executable, "-m", "meari", *words]
+    own = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=own, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (done.returncode, done.stderr) == (1, "meari: the current folder: No such file or directory\n")
