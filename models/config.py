@@ -49,6 +49,7 @@ SEARCH = "search"  # the table of another verb
 MAX_VOCABULARY = 1_000_000
 MAX_LAYERS = 1000  # of layers and of what else is made one by one: more would be made for hours before memory ends
 MAX_THREADS = 1024  # many more crash the process inside the thread library, without an error
+MAX_TOML_BYTES = 1 << 20
 
 
 def _share(default: float | None) -> Any:
@@ -309,14 +310,20 @@ def load_config(path: Path) -> Config:
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Read the tables of a TOML file, with or without a byte-order mark, once: it may be a pipe. Raises ConfigError."""
+    advice = "; a text cannot come from a pipe, because it is read several times" if path.is_fifo() else ""
     try:
-        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        with path.open("rb") as file:
+            data = file.read(MAX_TOML_BYTES + 1)
+        if len(data) > MAX_TOML_BYTES:
+            expected = f"expected TOML of at most {MAX_TOML_BYTES:,}{advice}"
+            raise ConfigError(str(path), [f"got more than {MAX_TOML_BYTES:,} bytes, {expected}"])
+        return tomllib.loads(data.decode("utf-8-sig"))
     except OSError as error:
         beside = [each.name for each in path.parent.glob("*.toml")]
         hint = did_you_mean(path.name, beside) if isinstance(error, FileNotFoundError) else ""
         raise ConfigError(str(path), [f"got {error.strerror or error}, expected a readable TOML file{hint}"]) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(str(path), [f"got {error}, expected TOML in UTF-8"]) from error
+        raise ConfigError(str(path), [f"got {error}, expected TOML in UTF-8{advice}"]) from error
 
 
 def parse_config(tables: object, source: str = "config") -> Config:

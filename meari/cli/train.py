@@ -92,7 +92,7 @@ def command(paths: tuple[Path, ...], options: TrainOptions, as_json: bool) -> No
     """
     options.start  # noqa: B018 (refuses options that exclude each other before anything is imported)
     names = [str(path) for path in paths]
-    if not any(_is_config(path) for path in paths):
+    if not any(_is_config(path, options) for path in paths):
         if options.go_on:
             raise click.UsageError("--continue: got texts, expected CONFIG.toml")
         _train_texts(names, options, as_json=as_json)
@@ -112,9 +112,10 @@ def command(paths: tuple[Path, ...], options: TrainOptions, as_json: bool) -> No
     end_if_interrupted(result)
 
 
-def _is_config(path: Path) -> bool:
-    """Return whether the file is a config: by its name, or a pipe, which a text must not be."""
-    is_pipe = path.exists() and not path.is_dir() and not path.is_file()
+def _is_config(path: Path, options: TrainOptions) -> bool:
+    """Return whether the file is a config: by its name, or a pipe without one, if no option is for texts alone."""
+    is_for_texts = options.minutes is not None or options.family is not None
+    is_pipe = path.is_fifo() and not path.suffix and not is_for_texts
     return is_pipe or (path.suffix.lower() == ".toml" and not path.is_dir())
 
 

@@ -1,6 +1,7 @@
 """Test that files which cannot be used are refused before torch is imported, which takes seconds."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,10 @@ REFUSED = {
     "train resumes nothing": ("train own.toml --resume --run no/run", "no/run: no run to resume here"),
     "train config in a run": ("train own.toml --run run", "run: this run exists; continue it with --resume"),
     "train config": ("train config.toml", "mistyped.txt: got no such file or folder"),
+    "train pipe": ("train pipe --minutes 1", "pipe: got a pipe, expected a file: it is read several times"),
+    "train named pipe": ("train pipe.txt", "pipe.txt: got a pipe, expected a file"),
+    "train device": ("train /dev/zero", "/dev/zero: got a device, expected a readable file"),
+    "train large config": ("train large.toml", "got more than 1,048,576 bytes, expected TOML of at most"),
     "demo mistyped": ("demo my-txet.txt", "my-txet.txt: got no such file or folder"),
     "demo empty folder": ("demo empty", "empty: got a folder without .txt"),
     "search": ("search config.toml", "mistyped.txt: got no such file or folder"),
@@ -68,6 +73,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (place / name).mkdir(parents=True)
     for name in ("run/config.json", "run/history.jsonl", "other/kept.bin", "bundles/there/kept.bin", "blank.txt"):
         (place / name).touch()
+    for name in ("pipe", "pipe.txt"):
+        os.mkfifo(place / name)
+    (place / "large.toml").write_bytes(b"#" * (2 << 20))
     (place / "binary.dat").write_bytes(b"\xff\x00\xfe" * 200)
     (place / "controls.txt").write_bytes(b"ab\x00\x01" * 200)
     (place / "my-text.txt").write_text("a text.\n")
