@@ -5,6 +5,7 @@ Input: files, options. Output: a run folder, a bundle, what was measured. Must n
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -12,6 +13,7 @@ import shlex
 import signal
 import sys
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -191,9 +193,13 @@ class Training:
                     err=as_json,
                 )
             if result.ending is Ending.INTERRUPTED and workers.is_first:
-                command = shlex.join([*program(), self.verb, *options.again(self.paths)])
-                click.echo(f"Interrupted after step {result.step}. Go on with:\n  {command}", err=as_json)
+                click.echo(f"Interrupted after step {result.step}. Go on with:\n  {self.resuming}", err=as_json)
             return result if workers.is_first else None
+
+    @property
+    def resuming(self) -> str:
+        """The command that goes on where this one was interrupted."""
+        return shlex.join([*program(), self.verb, *self.options.again(self.paths)])
 
 
 def train_texts(
@@ -266,6 +272,28 @@ def export(training: Training, *, as_json: bool) -> ExportedBundle:
     return export_smallest(
         training.run.path, training.bundle, overwrite=is_again, tell=lambda line: click.echo(line, err=as_json)
     )
+
+
+class _Terminated(BaseException):
+    """SIGTERM came; no handler of the work's exceptions takes it for one."""
+
+
+@contextlib.contextmanager
+def telling_how_to_resume(training: Training, *, as_json: bool) -> Iterator[None]:
+    """End the process if a signal interrupts the block, which follows the training: nothing half stays behind."""
+
+    def end(_number: int, _frame: object) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except (KeyboardInterrupt, _Terminated) as ended:
+        said = f"Interrupted after the training, before {training.bundle} was written. Go on with:"
+        click.echo(f"{said}\n  {training.resuming}", err=as_json)
+        sys.exit(128 + (signal.SIGTERM if isinstance(ended, _Terminated) else signal.SIGINT))
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def show_figures(training: Training, result: TrainingResult) -> None:

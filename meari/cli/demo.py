@@ -24,6 +24,7 @@ from meari.cli._training import (
     set_option,
     show_bundle,
     show_figures,
+    telling_how_to_resume,
     train_texts,
 )
 
@@ -64,9 +65,10 @@ def command(paths: tuple[Path, ...], options: TrainOptions, host: str | None, po
     link = serve.check_free_address()
     training, result = train_texts([str(path) for path in paths], options, verb="demo", as_json=as_json)
     end_if_interrupted(result)
-    if not as_json:
-        show_figures(training, result)
-    exported = export(training, as_json=as_json)
+    with telling_how_to_resume(training, as_json=as_json):
+        if not as_json:
+            show_figures(training, result)
+        exported = export(training, as_json=as_json)
     if as_json:
         echo_json_line(figures_json(training, result) | bundle_json(training, exported))
     else:

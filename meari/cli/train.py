@@ -23,6 +23,7 @@ from meari.cli._training import (
     set_option,
     show_bundle,
     show_figures,
+    telling_how_to_resume,
     train_texts,
 )
 
@@ -124,9 +125,10 @@ def _train_texts(paths: list[str], options: TrainOptions, *, as_json: bool) -> N
     if as_json and result.figures is None:
         echo_json(figures_json(training, result))
     end_if_interrupted(result)
-    if not as_json:
-        show_figures(training, result)
-    exported = export(training, as_json=as_json)
+    with telling_how_to_resume(training, as_json=as_json):
+        if not as_json:
+            show_figures(training, result)
+        exported = export(training, as_json=as_json)
     if as_json:
         echo_json(figures_json(training, result) | bundle_json(training, exported))
     else:

@@ -244,3 +244,25 @@ def test_demo_needs_a_free_port_and_texts_before_it_trains(text: str, server: Se
     assert "the port is taken" in busy.output
     assert not Path("runs").exists()
     assert "expected texts" in meari("demo", "my.toml").output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_after_the_training_is_told_with_the_command_that_makes_the_bundle(
+    text: str, number: signal.Signals
+) -> None:
+    words = ["train", text, *QUICK, "--set", "training.steps=3"]
+    command = [sys.executable, "-u", "-m", "meari.cli.main", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        assert process.stdout is not None
+        read_until(process.stdout, "validation: ")
+        process.send_signal(number)
+        rest, _ = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number
+    assert rest.startswith("Interrupted after the training, before bundles/my-text was written. Go on with:")
+    assert rest.rstrip().endswith(f"train {text} --set training.steps=3 --resume")
+    assert list(Path().glob("bundles/*")) == []
+    assert meari(*words[:2], "--set", "training.steps=3", "--resume").exit_code == 0
+    assert Path("bundles/my-text/manifest.json").exists()
