@@ -67,6 +67,7 @@ __all__ = [
     "VersionNotSupported",
     "WrongHost",
     "did_you_mean",
+    "rebuild_error",
 ]
 
 
@@ -293,6 +294,16 @@ class ScoreTimeout(MeariError):
 
 class BundleError(MeariError):
     """A bundle's folder is incomplete, changed, of an unknown format, or computes other figures than it should."""
+
+
+def rebuild_error(kind: type[Exception], args: tuple[object, ...], fields: dict[str, object]) -> Exception:
+    """Return an error as it was before it was pickled, without its constructor, which may take other arguments.
+
+    A process pool waits for ever for an error that cannot be unpickled.
+    """
+    error = kind.__new__(kind, *args)
+    vars(error).update(fields)
+    return error
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

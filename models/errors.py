@@ -28,10 +28,16 @@ and prints its text.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+from meari.errors import rebuild_error
 
 
 class ModelsError(Exception):
     """Root of every error of `models`: its text is written for the person who started the command."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return rebuild_error, (type(self), self.args, vars(self))
 
 
 class ConfigError(ModelsError):

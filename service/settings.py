@@ -19,7 +19,7 @@ from typing import Any, Final
 from meari.bundle_format.folders import Roots, find_bundles, printable
 from meari.bundle_format.places import usual_roots
 from meari.bundle_format.signatures import PublicKey, verifying_problem
-from meari.errors import BundleError, Problem, did_you_mean
+from meari.errors import BundleError, Problem, did_you_mean, rebuild_error
 from meari.paths import expand_home
 from meari.runtime.machine import granted_cpus, granted_memory
 from meari.service.setting_kinds import (
@@ -59,6 +59,9 @@ class SettingsError(ValueError):
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
         super().__init__("\n".join(map(str, problems)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return rebuild_error, (type(self), self.args, vars(self))
 
 
 @dataclass(frozen=True)

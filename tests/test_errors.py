@@ -1,9 +1,14 @@
 """Test problems as data and the messages made from them."""
 
+import pickle
+
 import pytest
 
-from meari.errors import InvalidRequest, MeariError, NotReady, Problem, TooLarge
+from meari.client.errors import BadAnswer, Refused, Unreachable
+from meari.errors import Bound, InvalidRequest, MeariError, NotReady, Overloaded, Problem, RateLimited, TooLarge
+from meari.models.errors import BrokenText, CheckpointError, ConfigError
 from meari.service.error_body import openai_error_body, wrong_field
+from meari.service.settings import SettingsError
 
 
 @pytest.mark.parametrize(
@@ -62,3 +67,25 @@ def test_log_names_only_fields_of_the_contract() -> None:
     error = InvalidRequest(Problem("secret", "an unknown field", "one of n"))
     assert wrong_field(error, {"n"}) is None
     assert wrong_field(error, {"n", "secret"}) == "secret"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InvalidRequest(Problem("n", "0", "n >= 1")),
+        Overloaded("come back", Bound.QUEUE),
+        RateLimited("come back", "requests", 7),
+        Unreachable("http://127.0.0.1:9", "connection refused"),
+        BadAnswer("http://127.0.0.1:9", "got HTML"),
+        Refused("http://127.0.0.1:9", 404, "unknown_model", "no such model"),
+        SettingsError([Problem("MEARI_PORT", "x", "a number")]),
+        ConfigError("my.toml", ["seed: got x, expected a number"]),
+        BrokenText("got byte 0xff, expected UTF-8", source="a.txt", line=3),
+        CheckpointError("runs/x: no run"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_error_reaches_another_process_as_it_is(error: Exception) -> None:
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        came = pickle.loads(pickle.dumps(error, protocol))  # noqa: S301 (made here)
+        assert (type(came), str(came), came.args, vars(came)) == (type(error), str(error), error.args, vars(error))

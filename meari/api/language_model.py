@@ -11,7 +11,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Final, Protocol, Self, TypeVar, Unpack, overload
+from typing import Any, Final, NoReturn, Protocol, Self, TypeVar, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -80,6 +80,10 @@ class LanguageModel:
         """Use `meari.load` instead."""
         self._model = model
         _models.add(self)
+
+    def __reduce__(self) -> NoReturn:
+        message = "a LanguageModel cannot be copied or pickled: open it where it is used, with meari.load"
+        raise TypeError(message)
 
     @property
     def name(self) -> str:

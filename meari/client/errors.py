@@ -10,7 +10,9 @@ RemoteError
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
+
+from meari.errors import rebuild_error
 
 __all__ = ["OTHER_FIELDS", "BadAnswer", "Refused", "RemoteError", "Unreachable"]
 
@@ -22,6 +24,9 @@ class RemoteError(Exception):
 
     def __init__(self, url: str, message: str) -> None:
         super().__init__(f"{url}: {' '.join(message.split())}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return rebuild_error, (type(self), self.args, vars(self))
 
 
 class Refused(RemoteError):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import math
 import multiprocessing
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -537,3 +539,12 @@ def test_every_public_name_is_there_and_documented() -> None:
         assert getattr(meari, name).__doc__, name
         assert f"`meari.{name}" in page or f"`{name}" in page, name
     assert set(meari.__all__) <= set(dir(meari))
+
+
+def test_model_is_not_copied_or_pickled_and_what_it_gives_is(lm: meari.LanguageModel) -> None:
+    for make in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="open it where it is used"):
+            make(lm)
+    results = (lm.surprisal("abc"), lm.state("ab"), lm.generate("a", max_tokens=3, seed=1), lm.tokenize("ab"))
+    for result in results:
+        assert pickle.loads(pickle.dumps(result)) == copy.deepcopy(result) == result  # noqa: S301 (made here)
