@@ -76,6 +76,24 @@ def settle_folder(folder: Path) -> None:
         _remove(rest)
 
 
+def why_not_writable(folder: Path) -> str:
+    """Return why a folder cannot be made or replaced, "" if it can be: only the system can tell, so one is made beside
+    it and removed.
+    """
+    missing = _beside(folder.absolute(), f".{os.getpid()}.tmp")
+    while not missing.parent.exists():
+        missing = missing.parent
+    try:
+        missing.mkdir()
+    except FileExistsError:  # another process was faster
+        return ""
+    except OSError as error:
+        return error.strerror or str(error)
+    with contextlib.suppress(OSError):  # something is in it by now
+        missing.rmdir()
+    return ""
+
+
 def _exchange(one: Path, other: Path) -> bool:
     """Exchange two folders in one step; return False where the system cannot."""
     try:

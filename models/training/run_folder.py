@@ -18,7 +18,7 @@ from typing import Any
 
 from meari.models.config import Config
 from meari.models.errors import CheckpointError, ConfigError
-from meari.models.files import LOCK, current_folder, locked, settle_folder, write_file
+from meari.models.files import LOCK, current_folder, locked, settle_folder, why_not_writable, write_file
 
 
 class Start(StrEnum):
@@ -116,20 +116,8 @@ def check_startable(path: Path, start: Start) -> None:
             _check_start(run, start)
     elif start is Start.RESUME or path.is_file():
         _check_kind(run, start)
-    elif not path.exists():
-        _check_place(path)
-
-
-def _check_place(path: Path) -> None:
-    """Raise CheckpointError where a folder cannot be made: only the system can tell, so one is made and removed."""
-    missing = path.absolute()
-    while not missing.parent.exists():
-        missing = missing.parent
-    try:
-        missing.mkdir()
-        missing.rmdir()
-    except OSError as error:
-        raise CheckpointError(f"{path}: no folder can be made there: {error.strerror or error}") from None
+    elif not path.exists() and (reason := why_not_writable(path)):
+        raise CheckpointError(f"{path}: no folder can be made there: {reason}")
 
 
 def _check_start(run: RunFolder, start: Start) -> None:

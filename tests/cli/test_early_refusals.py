@@ -43,6 +43,7 @@ REFUSED = {
     ),
     "train run is a file": ("train long.txt --run blank.txt", "blank.txt: exists and is not a run; choose another"),
     "train run nowhere": ("train long.txt --run /proc/none/run", "/proc/none/run: no folder can be made there"),
+    "export nowhere": ("export other /proc/none/bundle", "/proc/none/bundle: no bundle can be written there: No such"),
     "train resumes nothing": ("train own.toml --resume --run no/run", "no/run: no run to resume here"),
     "train config in a run": ("train own.toml --run run", "run: this run exists; continue it with --resume"),
     "train config": ("train config.toml", "mistyped.txt: got no such file or folder"),
@@ -103,3 +104,14 @@ def test_what_can_be_used_needs_torch(folder: Path) -> None:
     done = subprocess.run(command, cwd=folder, env=clean_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "torch is not installed" in done.stderr
+
+
+def test_text_is_not_trained_on_where_no_bundle_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("a longer text, line by line\n" * 100)
+    (tmp_path / "bundles").symlink_to("/proc")
+    command = [sys.executable, "-m", "meari.cli.main", "train", "long.txt"]
+    own = clean_environment()
+    refused = subprocess.run(command, cwd=tmp_path, env=own, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("meari: bundles/long: no bundle can be written there: ")
+    assert not (tmp_path / "runs").exists()
