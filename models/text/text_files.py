@@ -77,7 +77,7 @@ def list_files(paths: Iterable[str | Path]) -> list[Path]:
         if path.is_dir():
             files += _files_below(path)
         elif kind := _unreadable_kind(path):
-            hint = "" if path.exists() else _near_name(path)
+            hint = "" if path.exists() or path.is_symlink() else _near_name(path)
             raise UnreadableFile(f"got {kind}, expected a readable file or folder{hint}", source=str(path))
         else:
             files.append(path)
@@ -117,7 +117,7 @@ def is_packed(path: Path) -> bool:
 
 def _unreadable_kind(path: Path) -> str:
     if not path.exists():
-        return "no such file or folder"
+        return "a link to nothing" if path.is_symlink() else "no such file or folder"
     if path.is_socket():
         return "a socket"
     return "a device" if path.is_char_device() or path.is_block_device() else ""

@@ -78,6 +78,12 @@ def test_pipes_and_sockets_in_a_folder_are_ignored(tmp_path: Path) -> None:
         list_files(["/dev/zero"])
 
 
+def test_link_to_nothing_is_called_so_without_a_hint_at_itself(tmp_path: Path) -> None:
+    (tmp_path / "loop.txt").symlink_to("loop.txt")
+    with pytest.raises(UnreadableFile, match=r"loop\.txt: got a link to nothing, expected a readable file or folder$"):
+        list_files([tmp_path / "loop.txt"])
+
+
 @pytest.mark.parametrize("name", ["a.GZ", "a.txt", "a"])
 def test_gzip_is_recognised_under_any_name(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(gzip.compress(b"one\ntwo\n"))
