@@ -274,26 +274,18 @@ def export(training: Training, *, as_json: bool) -> ExportedBundle:
     )
 
 
-class _Terminated(BaseException):
-    """SIGTERM came; no handler of the work's exceptions takes it for one."""
-
-
 @contextlib.contextmanager
 def telling_how_to_resume(training: Training, *, as_json: bool) -> Iterator[None]:
     """End the process if a signal interrupts the block, which follows the training: nothing half stays behind."""
+    from meari.bulk.errors import Interrupted, interruptible
 
-    def end(_number: int, _frame: object) -> None:
-        raise _Terminated
-
-    before = signal.signal(signal.SIGTERM, end)
     try:
-        yield
-    except (KeyboardInterrupt, _Terminated) as ended:
+        with interruptible():
+            yield
+    except Interrupted as interrupted:
         said = f"Interrupted after the training, before {training.bundle} was written. Go on with:"
         click.echo(f"{said}\n  {training.resuming}", err=as_json)
-        sys.exit(128 + (signal.SIGTERM if isinstance(ended, _Terminated) else signal.SIGINT))
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        sys.exit(interrupted.exit_code)
 
 
 def show_figures(training: Training, result: TrainingResult) -> None:
