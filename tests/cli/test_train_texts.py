@@ -22,7 +22,7 @@ from meari.models.config import load_config
 from meari.models.errors import CheckpointError, ConfigError, EmptyCorpus, UnreadableFile
 from tests.cli.test_train import read_until
 from tests.patience import PATIENCE
-from tests.service.running import Server, free_port
+from tests.service.running import Server, clean_environment, free_port
 
 QUICK = ("--minutes", "0.03")  # two seconds, of which planning and export take the most
 
@@ -246,21 +246,29 @@ def test_demo_needs_a_free_port_and_texts_before_it_trains(text: str, server: Se
     assert "expected texts" in meari("demo", "my.toml").output
 
 
+SIGNAL_AT_EXPORT = """
+import os, sys
+from meari.cli.main import main
+
+def send_once(event, arguments):
+    if event == "import" and arguments[0] == "meari.export.bundle" and not sent:
+        sent.append(os.kill(os.getpid(), {number}))
+
+sent = []
+sys.addaudithook(send_once)
+main()
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_after_the_training_is_told_with_the_command_that_makes_the_bundle(
     text: str, number: signal.Signals
 ) -> None:
     words = ["train", text, *QUICK, "--set", "training.steps=3"]
-    command = [sys.executable, "-u", "-m", "meari.cli.main", *words]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        assert process.stdout is not None
-        read_until(process.stdout, "validation: ")
-        process.send_signal(number)
-        rest, _ = process.communicate(timeout=PATIENCE)
-    finally:
-        process.kill()
-    assert process.returncode == 128 + number
+    command = [sys.executable, "-c", SIGNAL_AT_EXPORT.format(number=number), *words]
+    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 128 + number, done.stderr
+    _, _, rest = done.stdout.rpartition("bits/byte\n")
     assert rest.startswith("Interrupted after the training, before bundles/my-text was written. Go on with:")
     assert rest.rstrip().endswith(f"train {text} --set training.steps=3 --resume")
     assert list(Path().glob("bundles/*")) == []
