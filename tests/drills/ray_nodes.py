@@ -3,8 +3,9 @@
 Input: on standard input a line `kill`, which kills the newest node with all that runs on it, or the end, which ends the
 cluster. Output: on standard output the address, then a line for each node killed. Must not know: what the cluster does.
 
-Each node has one CPU for work, the head as well. The raylet of a node waits no longer than 15 s for its agent,
-which takes longer on a busy machine: the files that the agent would write without a dashboard are written before.
+Each node has one CPU for work, the head as well. Two waits of Ray's are too short for a busy machine: a raylet waits no
+longer than 15 s for its agent (the files that the agent would write without a dashboard are written before), a node
+no longer than 30 s until the cluster knows it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import inspect
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -22,12 +24,13 @@ from ray.cluster_utils import Cluster
 
 STORE_BYTES: Final = 80 << 20
 PORT_FILES: Final = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port")
+SECONDS_TO_REGISTER: Final = 120
 
 
 @contextmanager
-def started_without_agents() -> Iterator[None]:
-    """Write the ports of agents that have none before a raylet asks for them."""
-    start = services.start_raylet
+def patient_starts() -> Iterator[None]:
+    """Start nodes without agents, and wait for each for SECONDS_TO_REGISTER."""
+    start, get_node = services.start_raylet, services.get_node
     signature = inspect.signature(start)
 
     def started(*args: Any, **kwargs: Any) -> Any:
@@ -36,11 +39,21 @@ def started_without_agents() -> Iterator[None]:
             (Path(given["session_dir"]) / f"{name}_{given['node_id']}").write_text("-1")
         return start(*args, **kwargs)
 
-    services.start_raylet = started
+    def registered(*args: Any) -> Any:
+        deadline = time.monotonic() + SECONDS_TO_REGISTER
+        while True:
+            try:
+                return get_node(*args)
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+
+    services.start_raylet, services.get_node = started, registered
     try:
         yield
     finally:
-        services.start_raylet = start
+        services.start_raylet, services.get_node = start, get_node
 
 
 def node() -> dict[str, Any]:
@@ -62,7 +75,7 @@ def node() -> dict[str, Any]:
 
 def head() -> Cluster:
     """Start a cluster of one node, whose workers do not give way to all else on a busy machine."""
-    with started_without_agents():
+    with patient_starts():
         own = {"no_monitor": True, "_system_config": {"worker_niceness": 0}}
         return Cluster(initialize_head=True, head_node_args={**node(), **own})
 
@@ -70,7 +83,7 @@ def head() -> Cluster:
 def main() -> None:
     """Start the cluster and do what is asked."""
     cluster = head()
-    with started_without_agents():
+    with patient_starts():
         nodes = [cluster.add_node(wait=False, **node()) for _ in range(int(sys.argv[1]) - 1)]
     cluster.wait_for_nodes(timeout=120)
     print(cluster.address, flush=True)  # noqa: T201

@@ -43,6 +43,7 @@ REAL_LINES: Final = 20_000
 NUM_PARTITIONS: Final = 24
 MIN_SHARE: Final = 0.85
 MAX_TRIES: Final = 5  # of the short form
+MAX_STARTS: Final = 3
 MAX_GROWTH_MB: Final = 100
 
 
@@ -62,22 +63,28 @@ class Nodes:
         assert self.process.stdout.readline() == "killed\n"
 
 
+def start_cluster(num_nodes: int) -> Nodes:
+    """Start a cluster; where its start fails, as it may on a busy machine, another one."""
+    command = [sys.executable, str(Path(__file__).with_name("ray_nodes.py")), str(num_nodes)]
+    for _ in range(MAX_STARTS):
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        assert process.stdout is not None
+        if address := process.stdout.readline().strip():
+            return Nodes(process, address)
+        process.communicate(timeout=PATIENCE)
+    pytest.fail("no cluster started")
+
+
 @contextmanager
 def cluster(num_nodes: int) -> Iterator[Nodes]:
-    command = [sys.executable, str(Path(__file__).with_name("ray_nodes.py")), str(num_nodes)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
+    nodes = start_cluster(num_nodes)
+    try:
+        yield nodes
+    finally:
         try:
-            address = process.stdout.readline().strip()
-            assert address, "the cluster did not start"
-            yield Nodes(process, address)
+            nodes.process.communicate(timeout=PATIENCE)
         finally:
-            process.stdin.close()
-            try:
-                process.wait(PATIENCE)
-            finally:
-                process.kill()
+            nodes.process.kill()
 
 
 def write_lines(path: Path, count: int, draw_text: Callable[[], str]) -> None:
