@@ -270,12 +270,13 @@ def _with_ngrams(
             "the run folder that holds tokens/"
         )
     ids = run.train.ids[: MAX_COUNTED if options.is_optional else None].astype(np.int64)
+    masked = run.train.masked[run.train.masked < len(ids)]
     min_gain = options.min_gain
     if min_gain is None:
         min_gain = MIN_GAIN * max(1.0, len(ids) / TOKENS_FOR_MIN_GAIN)
     end_id, size = run.checkpoint.tokenizer.end_id, run.checkpoint.model.vocabulary_size
     try:
-        counted = count_ngrams(ids, size, end_id, options.order, min_gain=min_gain)
+        counted = count_ngrams(ids, size, end_id, options.order, masked=masked, min_gain=min_gain)
     except UnusableRun as error:
         if not options.is_optional:
             raise

@@ -138,6 +138,8 @@ def _corpus(description: Description) -> str:
         lines += [f"- trained on a sample of {100 * corpus.training_share:.3g} % of the training {sampled}"]
     if corpus.blocklist:
         lines += ["- documents that a blocklist matched were left out of the training text, not of the held-out text"]
+    if corpus.loss_mask:
+        lines += ["- text that a loss mask matched was read but not learnt; in the held-out text it counts"]
     return "## Corpus\n\n" + "\n".join(lines)
 
 

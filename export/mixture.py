@@ -13,8 +13,8 @@ from meari.export.ngram import Doubles, Ids, NgramWeights, fit_shares
 from meari.export.perplexity import hidden_vectors, target_logprobs
 from meari.export.sessions import GraphModel, Graphs, Tokens
 from meari.export.verification import TORCH_TOLERANCE, check_normalised
-from meari.models.evaluation import UNCOUNTED, groups, quick_rows
-from meari.models.text.token_file import TokenFile
+from meari.models.evaluation import groups, quick_rows
+from meari.models.text.token_file import UNCOUNTED, TokenFile
 
 NUM_ROWS = 8
 NUM_STEPS = 64

@@ -153,11 +153,19 @@ def longest_order(vocabulary_size: int) -> int:
 
 
 def count_ngrams(
-    ids: Ids, vocabulary_size: int, end_id: int, order: int, *, min_count: int = 2, min_gain: float = 0.0
+    ids: Ids,
+    vocabulary_size: int,
+    end_id: int,
+    order: int,
+    *,
+    masked: Ids | None = None,
+    min_count: int = 2,
+    min_gain: float = 0.0,
 ) -> NgramWeights:
     """Estimate an n-gram model from a token file; its shares in the mixture are zero.
 
     order      number of tokens of the longest n-grams, at least 2; shorter ones are the longest where none is kept
+    masked     int64 [num_masked]: places of tokens that are contexts, but follow none
     min_count  how often an n-gram must occur to be kept, at least 1; for two tokens one less is enough
     min_gain   how many nats it must gain
 
@@ -171,6 +179,8 @@ def count_ngrams(
     for back in range(order - 1):
         keys += recent[:, back] * base ** (back + 1)
     del recent
+    if masked is not None:
+        keys = np.delete(keys, masked - 1)
     tables: list[_Table] = []
     counted, counts = np.unique(keys, return_counts=True)
     for length in range(order, 0, -1):

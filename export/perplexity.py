@@ -14,9 +14,9 @@ from meari.export.errors import PrecisionLost, UnusableRun
 from meari.export.sessions import GraphModel, Graphs, Tokens
 from meari.export.verification import check_normalised
 from meari.export.weights import Floats
-from meari.models.evaluation import MAX_ROWS, NUM_WARMUP, UNCOUNTED, Row, chunks, groups, scored_rows, segment_rows
+from meari.models.evaluation import MAX_ROWS, NUM_WARMUP, Row, chunks, groups, scored_rows, segment_rows
 from meari.models.figures import Figures, figures, show_perplexity
-from meari.models.text.token_file import TokenFile
+from meari.models.text.token_file import UNCOUNTED, TokenFile
 
 MIN_TOKENS = 64  # both precisions run the same tokens, so a few show a difference of one per cent
 TRY_FP32 = "; export with --precision fp32"

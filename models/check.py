@@ -11,26 +11,28 @@ from pathlib import Path
 from meari.bundle_format.names import Document as Unit
 from meari.models.config import Config, load_config
 from meari.models.errors import ModelsError, UnreadableFile
-from meari.models.text.blocklist import load_blocklist
 from meari.models.text.corpus import BadLines, read_pieces
+from meari.models.text.expressions import load_expressions
 from meari.models.text.text_files import check_rereadable, list_files
 
 
 def check_files(config: Config) -> None:
     """Raise UnreadableFile if a file of the corpus is missing or cannot be read several times.
 
-    Raises BrokenText or UnreadableFile if one does not begin as text, BlocklistError if the blocklist is wrong.
+    Raises BrokenText or UnreadableFile if one does not begin as text, BadExpression if a blocklist or loss mask is
+    wrong.
     """
     corpus = config.corpus
-    blocklist = [corpus.blocklist] if corpus.blocklist else []
+    expressions = [name for name in (corpus.blocklist, corpus.loss_mask) if name]
     try:
         files = list_files(itertools.chain(corpus.train, corpus.validation, corpus.test))
-        for path in [*files, *list_files(blocklist)]:
+        for path in [*files, *list_files(expressions)]:
             check_rereadable(path)
     except UnreadableFile as error:
         hint = f"; its source, by corpus.source: {corpus.source}" if corpus.source else ""
         raise UnreadableFile(f"{error}{hint}") from error
-    load_blocklist(corpus.blocklist)
+    for name in expressions:
+        load_expressions(name)
     bad = BadLines(corpus.max_bad) if corpus.max_bad else None
     for path in files:
         next(read_pieces([path], Unit.LINE, bad), None)

@@ -74,6 +74,7 @@ class CorpusConfig:
     training_share            of the training text that is read: an even sample, always the same, of lines, paragraphs,
                               or files and pieces of long ones (131,072 characters)
     blocklist                 a file with a regular expression a line: matching documents are not trained on; "": none
+    loss_mask                 the same: text that matches is read, but not learnt
     max_bad                   lines that are not UTF-8 and are read as blank ones, at most
     baseline                  figures of other models on the same split, name to figure, shown beside our own
     """
@@ -89,6 +90,7 @@ class CorpusConfig:
     test_share: float = _share(0.0)
     training_share: float = real(1.0, expected="0 < share ≤ 1", fits=lambda share: 0 < share <= 1)
     blocklist: str = string("")
+    loss_mask: str = string("")
     max_bad: int = integer(0)
     baseline: dict[str, str] | None = texts(None)
 

@@ -8,7 +8,7 @@ Input: a message. Output: an exception. Must not know: the code that raises it.
     │   ├── UnreadableFile      missing, no permission, a damaged or truncated .gz
     │   ├── BrokenText          bytes that are not UTF-8
     │   ├── EmptyCorpus         no document, or none left, in a part of the corpus
-    │   └── BlocklistError      a line of the blocklist that is not a regular expression
+    │   └── BadExpression       a line of a blocklist or loss mask that is not a regular expression
     ├── TokenizerError          a tokenizer.json that is missing, damaged or not ours; an unsuitable vocabulary
     ├── TokenFileError          a prepared token file that is damaged
     ├── ReservoirError          a reservoir that cannot have the spectral radius asked for
@@ -75,8 +75,8 @@ class EmptyCorpus(CorpusError):
     """A part of the corpus without a document."""
 
 
-class BlocklistError(CorpusError):
-    """A line of the blocklist that is not a regular expression, or one that matches every text."""
+class BadExpression(CorpusError):
+    """A line of a blocklist or loss mask that is not a regular expression, or one that matches every text."""
 
 
 class TokenizerError(ModelsError):

@@ -31,7 +31,7 @@ from meari.models.files import current_folder
 from meari.models.language_model import LanguageModel
 from meari.models.text.corpus import read_pieces
 from meari.models.text.text_files import list_files
-from meari.models.text.token_file import TokenFile, open_token_file, write_token_file
+from meari.models.text.token_file import UNCOUNTED, TokenFile, open_token_file, write_token_file
 from meari.models.text.tokenizer import Tokenizer
 
 Ids = NDArray[Any]
@@ -39,7 +39,6 @@ Ids = NDArray[Any]
 BATCH_TOKENS = 4096  # rows times length of one call of the model
 MAX_ROWS = 64
 WINDOW_TOKENS = 1 << 20  # documents are sorted by length within this many tokens
-UNCOUNTED = -100  # target of a position that is not scored
 QUICK_TOKENS = 200_000  # of the held-out text that is measured while training
 NUM_WARMUP = 256  # tokens that warm up a piece of a stream
 

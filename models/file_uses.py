@@ -97,8 +97,9 @@ def config_uses(file: Path | None, config: Config) -> list[Use]:
     corpus = config.corpus
     parts = {"train": corpus.train, "validation": corpus.validation, "test": corpus.test}
     named = [Use(f"corpus.{part}", Path(expand_home(path))) for part, paths in parts.items() for path in paths]
-    blocklist = [Use("corpus.blocklist", Path(expand_home(corpus.blocklist)))] if corpus.blocklist else []
-    return [*([] if file is None else [Use("CONFIG.toml", file)]), *named, *blocklist]
+    lists = {"blocklist": corpus.blocklist, "loss_mask": corpus.loss_mask}
+    named += [Use(f"corpus.{name}", Path(expand_home(path))) for name, path in lists.items() if path]
+    return [*([] if file is None else [Use("CONFIG.toml", file)]), *named]
 
 
 def _another(use: Use) -> str:

@@ -26,13 +26,14 @@ SEVERAL = {"bundles"}  # options that take several folders: `parse_roots` expand
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make a home folder with a bundle, a text and a blocklist."""
+    """Make a home folder with a bundle, a text, a blocklist and a loss mask."""
     folder = tmp_path / "home"
     folder.mkdir()
     monkeypatch.setenv("HOME", str(folder))
     write_tiny_bundle(folder / "bundles" / "tiny", peak=3.0, decay=0.01)
     (folder / "a.txt").write_text(LINES)
     (folder / "blocked.txt").write_text("line 3\n")
+    (folder / "masked.txt").write_text("line 5\n")
     return folder
 
 
@@ -71,7 +72,8 @@ def test_options_find_files_in_the_home_folder(home: Path, tmp_path: Path) -> No
 
 
 def test_texts_of_a_config_are_found_there_and_stay_as_written(home: Path, tmp_path: Path) -> None:
-    corpus = {"train": ["~/a.txt"], "document": "line", "validation_share": 0.1, "blocklist": "~/blocked.txt"}
+    lists = {"blocklist": "~/blocked.txt", "loss_mask": "~/masked.txt"}
+    corpus = {"train": ["~/a.txt"], "document": "line", "validation_share": 0.1, **lists}
     tables = {
         "name": "x",
         "corpus": corpus,
@@ -83,7 +85,8 @@ def test_texts_of_a_config_are_found_there_and_stay_as_written(home: Path, tmp_p
     assert config.corpus.train == ("~/a.txt",)
     prepared = prepare(config, tmp_path / "run")
     assert prepared.train.num_documents + prepared.validation.num_documents < 200
-    for name in ("a.txt", "blocked.txt"):
+    assert prepared.train.num_masked
+    for name in ("a.txt", "blocked.txt", "masked.txt"):
         with pytest.raises(FileConflict, match="read as well"):
             check_apart(config_uses(None, config), [Use("--run", home / name)])
 

@@ -25,10 +25,13 @@ MIN_PIECE_TOKENS = 4 * WARMUP_TOKENS
 
 
 @torch.no_grad()
-def state_chunks(model: EchoStateNetwork, ids: Ids) -> Iterator[tuple[Tensor, Tensor]]:
+def state_chunks(
+    model: EchoStateNetwork, ids: Ids, masked: NDArray[np.int64] | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Run the row as equal pieces side by side, each from the initial state.
 
     ids     unsigned integers [num_tokens], at least two
+    masked  int64 [num_masked], places of tokens whose states are run, but not yielded with them as what follows
     yields  states float32 [n, readout_inputs] and the tokens that follow them, int64 [n], on the device of the model
 
     A row too short for several pieces is run as one, without warming up.
@@ -38,6 +41,10 @@ def state_chunks(model: EchoStateNetwork, ids: Ids) -> Iterator[tuple[Tensor, Te
     length = num_targets // num_rows
     places = np.arange(num_rows)[:, None] * length + np.arange(length + 1)
     rows = torch.from_numpy(np.asarray(ids)[places].astype(np.int64)).to(model.device)
+    is_learnt = torch.ones(len(ids), dtype=torch.bool)
+    if masked is not None:
+        is_learnt[masked] = False
+    learnt = is_learnt[places].to(model.device)
     step = max(1, CHUNK_TOKENS // num_rows)
     state = model.initial_state(num_rows)
     begin = 0
@@ -47,4 +54,5 @@ def state_chunks(model: EchoStateNetwork, ids: Ids) -> Iterator[tuple[Tensor, Te
     for start in range(begin, length, step):
         stop = min(start + step, length)
         hidden, state = model(rows[:, start:stop], state)
-        yield model.readout_states(hidden.flatten(0, 1)), rows[:, start + 1 : stop + 1].flatten()
+        following = slice(start + 1, stop + 1)
+        yield model.readout_states(hidden[learnt[:, following]]), rows[:, following][learnt[:, following]]

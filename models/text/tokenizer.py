@@ -64,6 +64,17 @@ class Tokenizer:
             return [np.array(ids, dtype=np.uint32) for ids in self.encode_batch(texts)]
         return [self._char_ids[_code_points(text)] for text in texts]
 
+    def spans(self, text: str) -> NDArray[np.int64]:
+        """Return where each token of a text in NFC begins and ends, in characters, int64 [num_tokens, 2].
+
+        Tokens that are parts of one character all have that character's place.
+        """
+        if self._char_ids is not None:
+            places = np.arange(len(text))
+            return np.column_stack((places, places + 1))
+        offsets = self._backend.encode(text, add_special_tokens=False).offsets
+        return np.array(offsets, dtype=np.int64).reshape(-1, 2)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids in [0, vocabulary_size). Special tokens appear by name."""
         return str(self._backend.decode(list(ids), skip_special_tokens=False))

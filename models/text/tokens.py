@@ -3,7 +3,7 @@
 Input: the [corpus] and [tokenizer] tables, and the folder of a run. Output, in that folder:
 
     tokenizer.json
-    tokens/{train,validation,test}.tokens + .json    see `token_file`
+    tokens/{train,validation,test}.tokens + .json    see `token_file`; train.masked with a loss mask
     tokens/prepared.json                             settings and hashes of all files that they were made from
 
 Must not know: models.
@@ -33,10 +33,10 @@ from meari.bundle_format.names import TokenizerKind
 from meari.models.config import Config, CorpusConfig
 from meari.models.errors import EmptyCorpus, ModelsError, UnreadableFile
 from meari.models.files import current_folder, replaced_folder, settle_folder, write_file
-from meari.models.text.blocklist import load_blocklist
 from meari.models.text.corpus import BadLines, Piece, read_pieces
+from meari.models.text.expressions import OVERLAP, Expressions, load_expressions
 from meari.models.text.text_files import check_rereadable, is_packed, list_files, list_once
-from meari.models.text.token_file import TokenFile, open_token_file, write_token_file
+from meari.models.text.token_file import TokenFile, Unlearnt, open_token_file, write_token_file
 from meari.models.text.tokenizer import Tokenizer, train_tokenizer
 from meari.paths import expand_home
 
@@ -68,7 +68,7 @@ def prepare(config: Config, folder: Path) -> PreparedCorpus:
 
     folder   of the run; made where it does not exist
 
-    Raises CorpusError (UnreadableFile, BrokenText, EmptyCorpus, BlocklistError), which names the file and, if known,
+    Raises CorpusError (UnreadableFile, BrokenText, EmptyCorpus, BadExpression), which names the file and, if known,
     the line; TokenizerError. The earlier files stay until all parts are written.
     """
     corpus = _Corpus(config.corpus)
@@ -82,9 +82,9 @@ def prepare(config: Config, folder: Path) -> PreparedCorpus:
     tokenizer = train_tokenizer(_training_texts(corpus, ends, config.tokenizer.kind), config.tokenizer)
     with replaced_folder(folder / "tokens") as tokens:
         for part in corpus.parts:
-            blocklist = load_blocklist(corpus.settings.blocklist) if part is Part.TRAIN else None
+            unlearnt = corpus.unlearnt() if part is Part.TRAIN else None
             pieces = corpus.pieces(part, ends)
-            counts = write_token_file(tokens / f"{part}.tokens", pieces, tokenizer, corpus.settings.document, blocklist)
+            counts = write_token_file(tokens / f"{part}.tokens", pieces, tokenizer, corpus.settings.document, unlearnt)
             if not counts.num_documents:
                 raise corpus.empty(part)
         tokenizer.save(tokens / "tokenizer.json")
@@ -105,7 +105,8 @@ class _Corpus:
             Part.TEST: list_files(settings.test),
         }
         self._blocklist = [Path(expand_home(settings.blocklist))] if settings.blocklist else []
-        for path in itertools.chain(*self._files.values(), self._blocklist):
+        self._loss_mask = [Path(expand_home(settings.loss_mask))] if settings.loss_mask else []
+        for path in itertools.chain(*self._files.values(), self._blocklist, self._loss_mask):
             check_rereadable(path)
         self.bad_lines = BadLines(settings.max_bad)
         has_test = bool(settings.test or settings.test_share)
@@ -122,7 +123,12 @@ class _Corpus:
             "tokenizer": tables["tokenizer"],
             "files": {part.value: [_hash(path) for path in files] for part, files in self._files.items()},
             "blocklist": [_hash(path) for path in self._blocklist],
+            **({"loss_mask": [_hash(path) for path in self._loss_mask]} if self._loss_mask else {}),
         }
+
+    def unlearnt(self) -> Unlearnt:
+        """Return what is not learnt of the training text. Raises as `load_expressions`."""
+        return Unlearnt(load_expressions(self.settings.blocklist), load_expressions(self.settings.loss_mask))
 
     def training_bytes(self) -> int:
         """Estimate the bytes of text in the training files from their sizes."""
@@ -165,18 +171,50 @@ class _Corpus:
 
 def _training_texts(corpus: _Corpus, ends: tuple[int, int] | None, kind: TokenizerKind) -> Iterator[str]:
     """Yield the text that the tokenizer is trained on: the training part, in pieces. Raises EmptyCorpus."""
-    blocklist = load_blocklist(corpus.settings.blocklist)
+    unlearnt = corpus.unlearnt()
     pieces = corpus.pieces(Part.TRAIN, ends)
     if kind is TokenizerKind.BPE:
         pieces = _thinned(pieces, corpus.training_bytes())
+    pieces = _unblocked(pieces, unlearnt.blocklist)
     is_empty = True
-    for piece in pieces:
-        if not blocklist.matches(piece.text, ends=piece.ends):
-            is_empty = is_empty and not piece.text.strip()
-            yield piece.text
+    for text in _unmasked(pieces, unlearnt.loss_mask) if unlearnt.loss_mask else (piece.text for piece in pieces):
+        is_empty = is_empty and not text.strip()
+        yield text
     # BPE has its bytes, and the sample may lack text that the whole has: the token file is checked later.
     if is_empty and kind is not TokenizerKind.BPE:
         raise corpus.empty(Part.TRAIN)
+
+
+def _unblocked(pieces: Iterable[Piece], blocklist: Expressions) -> Iterator[Piece]:
+    """Yield the pieces; those that the blocklist matches are empty."""
+    for piece in pieces:
+        yield replace(piece, text="") if blocklist.matches(piece.text, ends=piece.ends) else piece
+
+
+def _unmasked(pieces: Iterable[Piece], loss_mask: Expressions) -> Iterator[str]:
+    """Yield the text between the matches of the loss mask: what is not learnt gets no tokens of its own.
+
+    A piece is held back until no match of a later one can reach into it.
+    """
+    held = ""
+    matches: list[tuple[int, int]] = []  # places in it
+    for piece in pieces:
+        begin = len(held)
+        matches += [(begin + first, begin + last) for first, last in loss_mask.spans(piece.text, ends=piece.ends)]
+        held += piece.text
+        if piece.ends or len(piece.text) > OVERLAP:
+            done = len(held) if piece.ends else begin
+            yield from _between(held[:done], matches)
+            held, matches = held[done:], [(first - done, last - done) for first, last in matches if last > done]
+
+
+def _between(text: str, places: Iterable[tuple[int, int]]) -> Iterator[str]:
+    end = 0
+    for first, last in sorted(places):
+        if first > end:
+            yield text[end:first]
+        end = max(end, last)
+    yield text[end:]
 
 
 def _thinned(pieces: Iterator[Piece], num_bytes: int) -> Iterator[Piece]:

@@ -30,6 +30,7 @@ from meari.models.files import current_folder, replaced_folder
 from meari.models.language_model import State
 from meari.models.readout.ridge import RidgeSums, calibrate
 from meari.models.readout.states import Ids, state_chunks
+from meari.models.text.token_file import UNCOUNTED
 from meari.models.text.tokens import PreparedCorpus
 from meari.models.training.display import Display
 from meari.models.training.history import EvaluationRecord, History, NullHistory
@@ -142,8 +143,9 @@ class RidgeTrainer:
         kept = torch.from_numpy(~chunk.fresh).to(device).unsqueeze(1)
         state = {name: torch.where(kept, tensor, 0.0) for name, tensor in self._state.items()}
         hidden, self._state = self.model(torch.from_numpy(chunk.inputs).to(device), state)
-        seen = self.model.readout_states(hidden.flatten(0, 1))
-        self._sums.add(seen, torch.from_numpy(chunk.targets).to(device).flatten())
+        targets = torch.from_numpy(chunk.targets).to(device)
+        learnt = targets != UNCOUNTED
+        self._sums.add(self.model.readout_states(hidden[learnt]), targets[learnt])
         num_tokens = self._config.training.batch_size * chunk.inputs.shape[1]
         tokens = self.progress.tokens + num_tokens
         self.progress = replace(self.progress, step=self.progress.step + 1, tokens=tokens)
@@ -157,13 +159,18 @@ class RidgeTrainer:
         weight, bias = self._sums.solve(self._ridge)
         pieces = [
             (torch.addmm(bias.float(), states, weight.t().float()), targets)
-            for states, targets in state_chunks(self.model, self._held_out)
+            for states, targets in state_chunks(self.model, self._held_out, self._masked_held_out())
         ]
         scores, targets = (torch.cat(parts) for parts in zip(*pieces, strict=True))
         weight, bias = calibrate(scores, targets, self._sums.targets).fold(weight, bias)
         with torch.no_grad():
             self.model.readout.weight.copy_(weight)
             self.model.readout.bias.copy_(bias)
+
+    def _masked_held_out(self) -> Ids:
+        """Return the places of masked tokens in the held-back text."""
+        masked = self._corpus.train.masked - (len(self._ids) - 1)
+        return masked[masked >= 0]
 
     def _finish(self) -> None:
         step = self.progress.step
@@ -199,6 +206,7 @@ class RidgeTrainer:
             length=chunk_length(training, len(self._ids) - 1),
             restart_share=training.restart_share,
             generator=np.random.default_rng(self._config.seed),
+            masked=self._corpus.train.masked,
         )
 
     def _seconds(self) -> float:

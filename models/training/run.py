@@ -155,9 +155,10 @@ def describe_corpus(corpus: PreparedCorpus) -> str:
     train, vocabulary = corpus.train, corpus.tokenizer.vocabulary_size
     documents = f"{train.num_documents:,} document{'s' * (train.num_documents != 1)}"
     blocked = f", {train.num_blocked:,} left out by the blocklist" if train.num_blocked else ""
+    masked = f", {train.num_masked:,} of them masked" if train.num_masked else ""
     bad = f"; {corpus.num_bad_lines:,} lines that are not UTF-8 read as blank" if corpus.num_bad_lines else ""
     return (
-        f"{train.num_tokens - 1:,} tokens of {vocabulary:,} kinds in {documents}{blocked}; "
+        f"{train.num_tokens - 1:,} tokens of {vocabulary:,} kinds{masked} in {documents}{blocked}; "
         f"held out: {corpus.validation.num_tokens - 1:,} tokens{bad}"
     )
 
@@ -187,6 +188,7 @@ def measure_run(
         "training_documents": corpus.train.num_documents,
         "checkpoint_chosen_on": "validation",
         "blocked_documents": corpus.train.num_blocked,
+        **({"masked_tokens": corpus.train.num_masked} if corpus.train.num_masked else {}),
         **({"bad_lines": corpus.num_bad_lines} if corpus.num_bad_lines else {}),
         "best_step": progress.best_step,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

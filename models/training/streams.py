@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from meari.bundle_format.names import END_ID, Document
 from meari.models.config import Config, TrainingConfig
+from meari.models.text.token_file import UNCOUNTED
 from meari.models.text.tokenizer import Tokenizer
 from meari.models.text.tokens import PreparedCorpus, TokenFile
 
@@ -39,13 +40,18 @@ PIECE_TOKENS = 1 << 22
 class Chunk:
     """One step's tokens.
 
-    inputs, targets   int64 [batch, length]
+    inputs, targets   int64 [batch, length]; a target that is not learnt is UNCOUNTED
     fresh             bool [batch], the streams whose state is zeroed before the first input
+    num_learnt        targets that are learnt
     """
 
     inputs: Int64s
     targets: Int64s
     fresh: Bools
+
+    @property
+    def num_learnt(self) -> int:
+        return int(np.count_nonzero(self.targets != UNCOUNTED))
 
     def of(self, rows: slice) -> "Chunk":
         """Return the chunk of some of the streams."""
@@ -57,6 +63,7 @@ class Streams:
 
     ids            unsigned integers [num_tokens], at least two; may lie on disk
     starts         bool [vocabulary], tokens after which a text may start
+    masked         int64 [num_masked], ascending places of tokens that are inputs but no targets
     length_spread  standard deviation of a chunk's length; lengths stay between half and one and a half times `length`
     """
 
@@ -70,9 +77,11 @@ class Streams:
         length: int,
         restart_share: float,
         generator: np.random.Generator,
+        masked: Int64s | None = None,
         length_spread: float = 0.0,
     ) -> None:
         self._ids = ids
+        self._masked = np.empty(0, np.int64) if masked is None else masked
         self._unit = unit
         self._starts = starts
         self._length = length
@@ -91,8 +100,9 @@ class Streams:
         length = self._next_length()
         rows = np.stack([self._ids[cursor : cursor + length + 1] for cursor in self._cursors]).astype(np.int64)
         rows[fresh, 0] = END_ID
+        targets = self._with_uncounted(rows[:, 1:])
         self._cursors = self._cursors + length
-        return Chunk(rows[:, :-1], rows[:, 1:], fresh)
+        return Chunk(rows[:, :-1], targets, fresh)
 
     @property
     def size(self) -> int:
@@ -119,6 +129,18 @@ class Streams:
             raise TypeError(f"is_new: got {is_new!r:.60}, expected true or false")
         self._cursors, self._is_new = np.array(cursors, dtype=np.int64), is_new
         self._generator.bit_generator.state = state["generator"]
+
+    def _with_uncounted(self, targets: Int64s) -> Int64s:
+        """Return the targets at the cursors, the masked ones UNCOUNTED; they share their memory with the inputs."""
+        begins = self._cursors + 1
+        places = np.stack((begins, begins + targets.shape[1]))
+        firsts, lasts = np.searchsorted(self._masked, places)
+        if (firsts == lasts).all():
+            return targets
+        targets = targets.copy()
+        for row, begin, first, last in zip(targets, begins, firsts, lasts, strict=True):
+            row[self._masked[first:last] - begin] = UNCOUNTED
+        return targets
 
     def _next_length(self) -> int:
         if not self._length_spread:
@@ -164,6 +186,7 @@ def open_streams(config: Config, corpus: PreparedCorpus, generator: np.random.Ge
         length=chunk_length(config.training, len(ids) - 1),
         restart_share=config.training.restart_share,
         generator=generator,
+        masked=corpus.train.masked,
         length_spread=config.training.chunk_spread,
     )
 
@@ -198,6 +221,8 @@ def _part_digest(part: TokenFile) -> bytes:
     digest = hashlib.sha256(str(len(part.ids)).encode())
     for begin in range(0, len(part.ids), PIECE_TOKENS):
         digest.update(np.ascontiguousarray(part.ids[begin : begin + PIECE_TOKENS]).tobytes())
+    if part.num_masked:
+        digest.update(part.masked.tobytes())
     return digest.digest()
 
 

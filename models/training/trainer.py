@@ -29,6 +29,7 @@ from meari.models.figures import perplexity
 from meari.models.files import replaced_folder
 from meari.models.language_model import LanguageModel, State
 from meari.models.readout.softmax import whiten_gated_readout
+from meari.models.text.token_file import UNCOUNTED
 from meari.models.text.tokens import PreparedCorpus
 from meari.models.training.display import Display
 from meari.models.training.history import EvaluationRecord, History, NullHistory, StepRecord
@@ -183,11 +184,12 @@ class Trainer:
     def train_step(self) -> None:
         """Take one chunk and move the weights. Raises NotFinite."""
         began = self._clock()
-        chunk = self._streams.next_chunk().of(self._rows)
+        whole = self._streams.next_chunk()
+        chunk = whole.of(self._rows)
         share = self._workers.from_first(self._share_of_time) if self._training.schedule is Schedule.CLOCK else 0.0
         rate = learning_rate(self._training, self.progress.step, self.total_steps, share)
         set_learning_rate(self._optimizer, rate * chunk.inputs.shape[1] / self._length)
-        loss, added = self._loss(chunk)
+        loss, added = self._loss(chunk, self._workers.size * chunk.num_learnt / max(1, whole.num_learnt))
         self._optimizer.zero_grad(set_to_none=True)
         (loss + added).backward()  # type: ignore[no-untyped-call]
         weights = trained_parameters(self.model)
@@ -202,8 +204,10 @@ class Trainer:
         self._history.add(record)
         self._show(record, num_tokens / max(self._clock() - began, 1e-9))
 
-    def _loss(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
+    def _loss(self, chunk: Chunk, weight: float) -> tuple[Tensor, Tensor]:
         """Return the mean cross-entropy of a chunk in nats, and the penalty that is added for the gradient.
+
+        weight   of the chunk among those of all processes: 1 where each has as many targets to learn
 
         Carries the state on, cut off from this chunk's graph.
         """
@@ -214,9 +218,16 @@ class Trainer:
         ):
             state = self.model.restarted(self._state, torch.from_numpy(chunk.fresh).to(device))
             hidden, state = self.model(torch.from_numpy(chunk.inputs).to(device), state)
-            loss = self.model.loss(hidden, torch.from_numpy(chunk.targets).to(device))
+            loss = self._mean_loss(hidden, torch.from_numpy(chunk.targets).to(device))
         self._state = {name: tensor.detach() for name, tensor in state.items()}
-        return loss, penalty(hidden, self._training)
+        return loss if weight == 1 else weight * loss, penalty(hidden, self._training)
+
+    def _mean_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean over the targets that are learnt; 0 where there is none."""
+        if not self._corpus.train.num_masked:
+            return self.model.loss(hidden, targets)
+        learnt = targets != UNCOUNTED
+        return self.model.loss(hidden[learnt], targets[learnt]) if learnt.any() else 0 * hidden.sum()
 
     def _evaluation_is_due(self) -> bool:
         step = self.progress.step

@@ -181,7 +181,7 @@ def test_signal_ends_training_with_a_resumable_run_and_prints_the_command(
     assert described["step"] >= 10
 
 
-@pytest.mark.parametrize("key", ["train", "validation", "blocklist"])
+@pytest.mark.parametrize("key", ["train", "validation", "blocklist", "loss_mask"])
 def test_pipe_as_corpus_file_is_refused_before_the_run_folder_is_made(tmp_path: Path, key: str) -> None:
     config, pipe = write_config(tmp_path), tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -191,7 +191,7 @@ def test_pipe_as_corpus_file_is_refused_before_the_run_folder_is_made(tmp_path: 
     elif key == "validation":
         text = text.replace("validation_share = 0.1", f'validation = ["{pipe}"]')
     else:
-        text = text.replace("[corpus]", f'[corpus]\nblocklist = "{pipe}"')
+        text = text.replace("[corpus]", f'[corpus]\n{key} = "{pipe}"')
     config.write_text(text)
     for verb in ("train", "search"):
         refused = meari(verb, config, "--run", tmp_path / "run")

@@ -156,12 +156,13 @@ def test_model_card_describes_the_run(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(("document", "sampled"), [(Document.LINE, "lines"), (Document.FILE, "text")])
-def test_model_card_tells_a_share_of_the_training_text(tmp_path: Path, document: Document, sampled: str) -> None:
+def test_model_card_tells_what_was_not_learnt(tmp_path: Path, document: Document, sampled: str) -> None:
     words = ("to be\n", "or not\n", "let be\n")
-    run = make_run(tmp_path / "run", LSTM, words=words, document=document, training_share=0.25)
+    run = make_run(tmp_path / "run", LSTM, words=words, document=document, training_share=0.25, loss_mask="or")
     export_bundle(run, tmp_path / "tiny", Precision.FP32)
     card = (tmp_path / "tiny" / "README.md").read_text("utf-8")
     assert f"- trained on a sample of 25 % of the training {sampled}\n" in card
+    assert "- text that a loss mask matched was read but not learnt; in the held-out text it counts\n" in card
 
 
 def test_repeated_export_gives_the_same_bytes(run: Path, bundle: Path, tmp_path: Path) -> None:

@@ -160,6 +160,19 @@ def test_shares_make_the_tokens_likeliest() -> None:
     assert 0 <= shares[3] <= 0.95
 
 
+def test_masked_tokens_are_contexts_but_follow_none() -> None:
+    ids = np.concatenate([made_text(40), [3, 4, 5, 3, 4, 6, 0] * 6])
+    masked = np.flatnonzero(ids == 4)
+    ngram = count_ngrams(ids, SIZE, 0, 3, masked=masked)
+    place = len(ids) - 3
+    assert ids[place - 1 : place + 1].tolist() == [3, 4]
+    recent = history(ids, 0, ngram.order)
+    probabilities, lengths = ngram.probabilities(np.array([4, 6]), recent[place - 1 : place + 1])
+    learnt, _ = count_ngrams(ids, SIZE, 0, 3).probabilities(np.array([4]), recent[place - 1 : place])
+    assert probabilities[0] < 0.05 < 0.5 < learnt[0]
+    assert (probabilities[1] > 0.3, lengths[1]) == (True, 2)
+
+
 def test_text_without_a_pair_that_occurs_often_enough_is_refused() -> None:
     with pytest.raises(UnusableRun, match=r"--ngram: got a text of 3 tokens without a pair"):
         count_ngrams(np.array([0, 1, 2, 0]), SIZE, 0, 3, min_count=3)
@@ -221,9 +234,9 @@ def graphs_of(weights: ModelWeights, precision: Precision, ngram: NgramWeights |
     return Graphs(precision, cell_graph(weights.cell, precision, ngram), output_graph(weights.output, precision, ngram))
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_run(tmp_path_factory.mktemp("runs") / "tiny", MODELS["lstm"])
+@pytest.fixture(params=["", "o"], ids=["whole text", "with a loss mask"], scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "tiny", MODELS["lstm"], loss_mask=request.param)
 
 
 @pytest.fixture(params=Precision, scope="module")
@@ -238,7 +251,8 @@ def test_bundle_serves_the_mixture_wherever_a_text_is_cut(run: Path, bundle: Pat
     assert found.train is not None
     network, size = found.checkpoint.model, found.checkpoint.model.vocabulary_size
     shares = open_bundle(bundle, max_slots=4).manifest.figures["ngram"]["shares"]
-    ngram = count_ngrams(found.train.ids.astype(np.int64), size, 0, 3, min_gain=MIN_GAIN)
+    ids, masked = found.train.ids.astype(np.int64), found.train.masked
+    ngram = count_ngrams(ids, size, 0, 3, masked=masked, min_gain=MIN_GAIN)
     ngram = replace(ngram.with_shares(np.array(shares, np.float32)), knows_beginning=found.has_ends)
     text = [5, 2, 7, 3, 1, 9, 4, 4, 5]
     with served(bundle) as model, torch.inference_mode():

@@ -129,9 +129,12 @@ def make_run(
     words: Sequence[str] = WORDS,
     document: Document = Document.FILE,
     training_share: float = 1.0,
+    loss_mask: str = "",
 ) -> Path:
-    """Make the run folder of an untrained model on a text of a few words."""
+    """Make the run folder of an untrained model on a text of a few words. loss_mask: an expression."""
     folder.mkdir()
+    mask = folder.parent / "mask.txt"
+    mask.write_text(loss_mask, encoding="utf-8")
     generator = torch.Generator().manual_seed(seed)
     picks = torch.randint(len(words), (num_words,), generator=generator).tolist()
     corpus = folder.parent / "corpus.txt"
@@ -145,6 +148,7 @@ def make_run(
             source="made by a test",
             validation_share=0.2,
             training_share=training_share,
+            loss_mask=str(mask) if loss_mask else "",
             baseline={"order 0": "2.5 nats/char"},
         ),
         tokenizer=TokenizerConfig(TokenizerKind.CHAR),

@@ -284,7 +284,8 @@ def test_corpus_that_does_not_begin_as_text_is_reported_without_installed_packag
     allowed = 'document = "line"\nmax_bad = 1'
     assert check(tmp_path, ("TEXT", str(text)), ('document = "line"', allowed)) == (0, "")
     (tmp_path / "list.txt").write_text("(\n")
-    listed = f'document = "line"\nblocklist = "{tmp_path / "list.txt"}"'
     text.write_bytes(b"one\n")
-    code, said = check(tmp_path, ("TEXT", str(text)), ('document = "line"', listed))
-    assert (code, "list.txt" in said, "line 1" in said) == (1, True, True), said
+    for key in ("blocklist", "loss_mask"):
+        listed = f'document = "line"\n{key} = "{tmp_path / "list.txt"}"'
+        code, said = check(tmp_path, ("TEXT", str(text)), ('document = "line"', listed))
+        assert (code, "list.txt" in said, "line 1" in said) == (1, True, True), said

@@ -19,7 +19,7 @@ from meari.models.config import Config, parse_config
 from meari.models.errors import BrokenText, CorpusError, EmptyCorpus, TokenFileError, UnreadableFile
 from meari.models.text import corpus, token_file
 from meari.models.text.corpus import Piece
-from meari.models.text.token_file import TokenCounts, open_token_file
+from meari.models.text.token_file import TokenCounts, TokenFile, open_token_file
 from meari.models.text.tokenizer import Tokenizer
 from meari.models.text.tokens import Part, count_characters, part_ends, prepare, split_pieces
 
@@ -99,6 +99,62 @@ def test_blocklist_applies_only_to_training_text(tmp_path: Path, monkeypatch: py
     assert (prepared.train.num_blocked, prepared.train.num_documents) == (2, 3)
     assert prepared.train.num_characters == len("".join(texts))
     assert prepared.validation.num_documents == 1
+
+
+def masked_text(part: TokenFile, tokenizer: Tokenizer) -> list[str]:
+    """Return the text of each run of masked tokens."""
+    runs = np.split(part.masked, np.flatnonzero(np.diff(part.masked) > 1) + 1)
+    return [tokenizer.decode(part.ids[run].tolist()) for run in runs]
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe", "word"])
+@pytest.mark.parametrize("document", ["line", "paragraph", "file"])
+def test_tokens_in_a_match_of_the_loss_mask_are_masked(
+    tmp_path: Path, kind: str, document: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "PIECE_CHARACTERS", 40)
+    monkeypatch.setattr(corpus, "_READ_BYTES", 16)
+    monkeypatch.setattr(token_file, "_BATCH_CHARACTERS", 16)
+    plain = "나는 좋은 영화 fine 그리고 "
+    lines = [f"{plain}나쁜 말{number} {plain}rude {plain}" for number in range(40)]
+    lines[5] = plain + "말 나 쁜 r u d e 0123456789"  # no match
+    lines[7] += "blocked"
+    train = written(tmp_path / "a.txt", "\n".join(lines) + "\n")
+    valid, mask = written(tmp_path / "v.txt", "rude fine\n"), written(tmp_path / "m.txt", "나쁜 말\\d*\nRUDE\n")
+    files = {"train": [train], "validation": [valid], "loss_mask": mask}
+    if document == "line":
+        files["blocklist"] = written(tmp_path / "b.txt", "blocked\n")
+    config = config_of(kind, document, 300 if kind == "bpe" else 0, **files)
+    prepared = prepare(config, tmp_path / "run")
+    part = prepared.train
+    left_out = {5, 7} if document == "line" else {5}
+    expected = [text for number in range(40) if number not in left_out for text in (f"나쁜 말{number}", "rude")]
+    found = masked_text(part, prepared.tokenizer)
+    if kind == "bpe":  # a space belongs to the token behind it
+        found = [text.strip() for text in found]
+    if kind == "word":  # such words have no tokens of their own
+        assert not {"나쁜", "rude"} & set(prepared.tokenizer.decode(range(prepared.tokenizer.vocabulary_size)).split())
+        expected = ["<|unk|> <|unk|>", "<|unk|>"] * (len(expected) // 2)
+    assert found == expected
+    assert part.num_masked == len(part.masked) == open_token_file(part.path).num_masked
+    assert part.masked.tolist() == sorted(set(part.masked.tolist()))
+    assert not prepared.validation.num_masked
+    without = prepare(
+        config_of(kind, document, config.tokenizer.vocabulary_size, **{**files, "loss_mask": ""}), tmp_path / "b"
+    )
+    assert without.train.num_documents == part.num_documents
+    assert not without.train.num_masked
+    part.path.with_suffix(".masked").write_bytes(b"")
+    with pytest.raises(TokenFileError, match=r"train\.masked: got 0 bytes"):
+        open_token_file(part.path)
+
+
+def test_tokens_are_prepared_anew_where_the_loss_mask_changes(tmp_path: Path) -> None:
+    mask = written(tmp_path / "m.txt", "a\n")
+    config = config_of(train=[written(tmp_path / "a.txt", "ab\nb\n")], validation_share=0.4, loss_mask=mask)
+    assert prepare(config, tmp_path / "run").train.masked.tolist() == [1]
+    written(tmp_path / "m.txt", "b\n")
+    assert prepare(config, tmp_path / "run").train.masked.tolist() == [2]
 
 
 @pytest.mark.parametrize("kind", ["char", "bpe", "word"])

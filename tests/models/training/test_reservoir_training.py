@@ -18,6 +18,7 @@ from meari.models.choices import Averaging, Pattern, Readout, TrainingPrecision
 from meari.models.config import Config, ReservoirConfig
 from meari.models.errors import CheckpointError, RidgeError
 from meari.models.readout.ridge import RidgeSums
+from meari.models.text.tokens import prepare
 from meari.models.training.ridge_trainer import split_ids
 from meari.models.training.run import train
 from meari.models.training.run_folder import Start, open_run
@@ -27,6 +28,7 @@ from tests.models.training.tiny_runs import (
     StopAt,
     chain_entropy,
     contents,
+    masked_config,
     read_json,
     run_training,
     tiny_config,
@@ -69,6 +71,24 @@ def test_cross_entropy_approaches_the_entropy_of_a_known_chain(
     outcome, _ = run_training(replace(config, model=replace(config.model, pattern=pattern)), tmp_path / "run")
     assert outcome.figures is not None
     assert chain_entropy() - 0.12 < outcome.figures["validation"]["nats_per_token"] < chain_entropy() + 0.12
+
+
+@both_readouts
+def test_masked_tokens_are_read_and_not_learnt(tmp_path: Path, readout: Readout) -> None:
+    config = masked_config(config_of(tmp_path, readout, steps=300, batch_size=8, evaluate_every=300), tmp_path)
+    run_training(config, tmp_path / "run")
+    checkpoint = load_checkpoint(tmp_path / "run")
+    corpus = prepare(config, tmp_path / "run")
+    row = torch.from_numpy(corpus.train.ids[:2001].astype("int64")).unsqueeze(0)
+    with torch.inference_mode():
+        hidden, _ = checkpoint.model(row[:, :-1], checkpoint.model.initial_state(1))
+        logprobs = checkpoint.model.logits(hidden).log_softmax(-1)[0]
+    x = checkpoint.tokenizer.encode("x")[0]
+    learnt = row[0, 1:] != x
+    assert 300 < int((~learnt).sum()) < 350
+    assert logprobs[:, x].exp().mean() < 0.06  # a sixth of the text is x
+    nats = -logprobs[learnt].gather(1, row[0, 1:][learnt].unsqueeze(1)).mean()
+    assert nats < chain_entropy() + 0.15
 
 
 @both_readouts

@@ -5,6 +5,7 @@ import pytest
 
 from meari.bundle_format.names import Document
 from meari.models.config import TrainingConfig
+from meari.models.text.token_file import UNCOUNTED
 from meari.models.training.optimizer import learning_rate
 from meari.models.training.streams import Streams, chunk_length, num_steps
 
@@ -19,6 +20,7 @@ def make(
     starts: tuple[int, ...] = (0,),
     seed: int = 0,
     spread: float = 0.0,
+    masked: np.ndarray | None = None,
 ) -> Streams:
     row = np.asarray(ids, dtype=np.uint16)
     starting = np.zeros(int(row.max()) + 1, dtype=np.bool_)
@@ -26,7 +28,7 @@ def make(
     generator = np.random.default_rng(seed)
     return Streams(
         row, unit, starting, batch_size=batch_size, length=length, restart_share=restart_share, generator=generator,
-        length_spread=spread,
+        length_spread=spread, masked=masked,
     )  # fmt: skip
 
 
@@ -34,6 +36,17 @@ def test_targets_are_the_inputs_one_token_later() -> None:
     chunk = make([0, *range(1, 40), 0], batch_size=1).next_chunk()
     assert chunk.inputs.tolist() == [[0, 1, 2, 3]]
     assert chunk.targets.tolist() == [[1, 2, 3, 4]]
+
+
+def test_masked_tokens_are_inputs_but_no_targets() -> None:
+    masked = np.array([1, 4, 5, 9, 17, 18], np.int64)
+    plain, streams = (make([0, *range(1, 20), 0], masked=each) for each in (None, masked))
+    for _ in range(12):
+        expected, chunk = plain.next_chunk(), streams.next_chunk()
+        assert (chunk.inputs == expected.inputs).all()
+        is_masked = np.isin(expected.targets, masked)  # each token of this row is its own place
+        assert (chunk.targets == np.where(is_masked, UNCOUNTED, expected.targets)).all()
+        assert chunk.num_learnt == expected.num_learnt - is_masked.sum()
 
 
 def test_stream_continues_after_its_last_chunk() -> None:

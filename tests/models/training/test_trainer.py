@@ -9,6 +9,7 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,19 +20,22 @@ from meari.models.choices import Averaging, Optimizer, Schedule, TrainingPrecisi
 from meari.models.config import RecurrentConfig
 from meari.models.errors import CheckpointError, NotFinite
 from meari.models.evaluation import evaluate
+from meari.models.families import build_model
+from meari.models.text.token_file import UNCOUNTED
 from meari.models.text.tokens import prepare
 from meari.models.training import trainer as trainer_module
 from meari.models.training.history import EvaluationRecord, StepRecord, read_history
 from meari.models.training.optimizer import learning_rate
 from meari.models.training.run import train
 from meari.models.training.run_folder import Start, open_run
-from meari.models.training.streams import Chunk, Streams
+from meari.models.training.streams import Chunk, Streams, open_streams
 from meari.models.training.trainer import Ending
 from tests.models.training.tiny_runs import (
     Clock,
     StopAt,
     chain_entropy,
     contents,
+    masked_config,
     read_json,
     run_training,
     tiny_config,
@@ -65,6 +69,50 @@ def test_cross_entropy_approaches_the_entropy_of_a_known_chain(tmp_path: Path, f
     assert first.loss > 1.0
     assert chain_entropy() - 0.03 < measured < chain_entropy() + 0.03  # 4,800 letters: the entropy of a sample varies
     assert figures["validation"]["nats_per_token"] < chain_entropy() + 0.12  # 600 letters
+
+
+@pytest.mark.parametrize("cutoffs", [(), (2,)])
+@pytest.mark.parametrize("family", ["rnn", "gru", "lstm"])
+def test_masked_tokens_are_read_and_not_learnt(tmp_path: Path, family: str, cutoffs: tuple[int, ...]) -> None:
+    model = RecurrentConfig(Family(family), 8, 16, adaptive_cutoffs=cutoffs)
+    config = tiny_config(tmp_path, model=model, steps=250, batch_size=8, evaluate_every=250)
+    run_training(masked_config(config, tmp_path), tmp_path / "run")
+    corpus = prepare(masked_config(config, tmp_path), tmp_path / "run")
+    checkpoint = load_checkpoint(tmp_path / "run")
+    x = checkpoint.tokenizer.encode("x")[0]
+    row = torch.from_numpy(corpus.train.ids[:2001].astype("int64")).unsqueeze(0)
+    with torch.inference_mode():
+        hidden, _ = checkpoint.model(row[:, :-1], checkpoint.model.initial_state(1))
+        logprobs = checkpoint.model.logits(hidden).log_softmax(-1)[0]
+    following = row[0, 1:]
+    masked = corpus.train.masked[corpus.train.masked < 2001] - 1
+    assert (following[masked] == x).all()
+    learnt = torch.ones(2000, dtype=torch.bool)
+    learnt[masked] = False
+    assert not (following[learnt] == x).any()
+    assert logprobs[:, x].exp().max() < 0.02  # a fifth of what follows a letter
+    # The letters behind an x depend on the letter before it, which the state remembers.
+    nats = -logprobs[learnt].gather(1, following[learnt].unsqueeze(1)).mean()
+    assert nats < chain_entropy() + 0.06
+
+
+def test_loss_of_a_step_is_the_mean_over_the_targets_that_are_learnt(tmp_path: Path) -> None:
+    config = masked_config(tiny_config(tmp_path, model=RecurrentConfig(Family.LSTM, 5, 7, 2), steps=1), tmp_path)
+    run_training(config, tmp_path / "run")
+    corpus = prepare(config, tmp_path / "run")
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, corpus.tokenizer.vocabulary_size, config.seed)
+    chunk = open_streams(config, corpus, np.random.default_rng(config.seed)).next_chunk()
+    assert 0 < chunk.num_learnt < chunk.targets.size
+    hidden, _ = model(torch.from_numpy(chunk.inputs), model.initial_state(len(chunk.inputs)))
+    logits, targets = model.logits(hidden).flatten(0, 1), torch.from_numpy(chunk.targets).flatten()
+    expected = torch.nn.functional.cross_entropy(logits.double(), targets, ignore_index=UNCOUNTED)
+    expected.backward()
+    norm = torch.nn.utils.get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None])
+    first = read_history(tmp_path / "run" / "history.jsonl")[0]
+    assert isinstance(first, StepRecord)
+    assert first.loss == pytest.approx(expected.item(), rel=1e-6)
+    assert first.grad_norm == pytest.approx(norm.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("step", [1, 4, 5, 7, 11])

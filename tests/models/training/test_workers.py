@@ -21,7 +21,7 @@ from meari.models.families import build_model
 from meari.models.training.run import train
 from meari.models.training.run_folder import Start, open_run
 from meari.models.training.workers import SINGLE_PROCESS, TorchrunWorkers, agree_on_round
-from tests.models.training.tiny_runs import Clock, StopAt, read_json, run_training, tiny_config
+from tests.models.training.tiny_runs import Clock, StopAt, masked_config, read_json, run_training, tiny_config
 from tests.models.training.torchrun_runs import (
     assert_same_run,
     ended,
@@ -47,6 +47,13 @@ def test_two_processes_give_the_same_run_as_one(tmp_path: Path) -> None:
     assert len(losses(tmp_path / "two")) == 12
     figures = json.loads((tmp_path / "two" / "figures.json").read_text())
     assert figures["machine"].startswith("2 processes, each: ")
+
+
+def test_two_processes_with_different_numbers_of_masked_tokens_give_the_same_run_as_one(tmp_path: Path) -> None:
+    config = masked_config(tiny_config(tmp_path, model=REGULARISED, chunk_length=3), tmp_path)
+    run_training(config, tmp_path / "one", clock=Clock(1e-3))
+    trained(config, tmp_path / "two")
+    assert_same_run(tmp_path / "two", tmp_path / "one")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

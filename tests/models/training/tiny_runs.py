@@ -59,6 +59,15 @@ def tiny_config(folder: Path, *, model: RecurrentConfig | None = None, **trainin
     )
 
 
+def masked_config(config: Config, folder: Path) -> Config:
+    """Make a config whose chain has an "x" behind every fifth letter, which the loss mask matches."""
+    path, mask = folder / "masked.txt", folder / "mask.txt"
+    letters = chain_text(6000)
+    path.write_text("".join(f"{letters[begin : begin + 5]}x" for begin in range(0, len(letters), 5)))
+    mask.write_text("x\n")
+    return replace(config, corpus=replace(config.corpus, train=(str(path),), loss_mask=str(mask)))
+
+
 class Clock:
     """Clock that advances by a fixed number of seconds at each reading."""
 

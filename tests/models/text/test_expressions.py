@@ -1,12 +1,12 @@
-"""Test the blocklist: matching documents, and errors with their line number."""
+"""Test expressions: matching documents, places of matches, errors with their line number; the released blocklist."""
 
 import unicodedata
 from pathlib import Path
 
 import pytest
 
-from meari.models.errors import BlocklistError, BrokenText, UnreadableFile
-from meari.models.text.blocklist import OVERLAP, load_blocklist
+from meari.models.errors import BadExpression, BrokenText, UnreadableFile
+from meari.models.text.expressions import OVERLAP, load_expressions
 
 KOREAN = Path(__file__).parents[3] / "models/configs/nsmc-blocklist.txt"
 
@@ -18,28 +18,54 @@ def written(folder: Path, content: bytes) -> str:
 
 
 def test_expression_matches_anywhere_in_any_case_and_normalisation(tmp_path: Path) -> None:
-    blocklist = load_blocklist(written(tmp_path, "# a comment\n\n  나쁜 말 \r\nrude\n^only$\n".encode()))
+    blocklist = load_expressions(written(tmp_path, "# a comment\n\n  나쁜 말 \r\nrude\n^only$\n".encode()))
     assert blocklist.matches("so RUDE of you")
     assert blocklist.matches(unicodedata.normalize("NFD", "이런 나쁜 말을"))
     assert blocklist.matches("a\nonly\nb")
     assert not blocklist.matches("not only a comment, 나쁜말")
-    assert not load_blocklist("").matches("anything")
+    assert not load_expressions("").matches("anything")
 
 
 def test_match_across_pieces_of_one_document_is_found(tmp_path: Path) -> None:
-    blocklist = load_blocklist(written(tmp_path, b"rude"))
+    blocklist = load_expressions(written(tmp_path, b"rude"))
     assert not blocklist.matches("x" * 2 * OVERLAP + "ru", ends=False)
     assert blocklist.matches("de", ends=True)
     assert not blocklist.matches("ru", ends=True)
     assert not blocklist.matches("de", ends=True)
 
 
+def test_expression_that_only_looks_matches_without_a_place(tmp_path: Path) -> None:
+    found = load_expressions(written(tmp_path, b"^(?=.*rude)(?=.*word)\n"))
+    assert found.matches("a word that is rude")
+    assert not found.matches("a word")
+    assert list(found.spans("a word that is rude")) == []
+
+
+def test_expression_at_the_end_of_a_piece_waits_for_the_next_one(tmp_path: Path) -> None:
+    found = load_expressions(written(tmp_path, b"rude$\n"))
+    assert not found.matches("so rude", ends=False)
+    assert not found.matches("ly", ends=True)
+    assert not found.matches("so rude", ends=False)
+    assert found.matches("", ends=True)
+
+
+def test_places_of_matches_are_told_once_a_piece_has_their_end(tmp_path: Path) -> None:
+    found = load_expressions(written(tmp_path, "b+|각\n(?<=x)\n^end$\n".encode()))
+    assert list(found.spans("abbcbx")) == [(1, 3), (4, 5)]
+    assert sorted(found.spans("각각\nend")) == [(0, 1), (1, 2), (3, 6)]
+    assert list(found.spans("cab", ends=False)) == []  # what follows may belong to it
+    assert list(found.spans("bbc", ends=False)) == [(-1, 2)]
+    assert list(found.spans("\nend", ends=False)) == [(-4, -1)]
+    assert sorted(found.spans("")) == [(-8, -5), (-3, 0)]
+    assert list(found.spans("b")) == [(0, 1)]
+
+
 @pytest.mark.parametrize(
-    ("content", "error"), [(b"fine\n(", BlocklistError), (b"a\nx*", BlocklistError), (b"a\n\xff", BrokenText)]
+    ("content", "error"), [(b"fine\n(", BadExpression), (b"a\nx*", BadExpression), (b"a\n\xff", BrokenText)]
 )
 def test_invalid_line_is_reported_with_its_number(tmp_path: Path, content: bytes, error: type[Exception]) -> None:
     with pytest.raises(error, match=r"blocklist\.txt, line 2"):
-        load_blocklist(written(tmp_path, content))
+        load_expressions(written(tmp_path, content))
 
 
 def test_blocklist_in_a_legacy_encoding_is_reported_with_the_command_that_converts_it(
@@ -49,12 +75,12 @@ def test_blocklist_in_a_legacy_encoding_is_reported_with_the_command_that_conver
     monkeypatch.setenv("HOME", str(tmp_path))
     for given in (path, f"~/{Path(path).name}"):
         with pytest.raises(BrokenText, match=rf"it looks like CP949 .*: `iconv -f CP949 -t UTF-8 {path}` converts it"):
-            load_blocklist(given)
+            load_expressions(given)
 
 
 def test_missing_blocklist_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UnreadableFile, match="none"):
-        load_blocklist(str(tmp_path / "none"))
+        load_expressions(str(tmp_path / "none"))
 
 
 @pytest.mark.parametrize(
@@ -97,7 +123,7 @@ def test_missing_blocklist_is_reported(tmp_path: Path) -> None:
     ],
 )
 def test_innocent_korean_is_kept(text: str) -> None:
-    assert not load_blocklist(str(KOREAN)).matches(text)
+    assert not load_expressions(str(KOREAN)).matches(text)
 
 
 @pytest.mark.parametrize(
@@ -120,4 +146,4 @@ def test_innocent_korean_is_kept(text: str) -> None:
     ],
 )
 def test_rude_korean_and_its_disguises_match(text: str) -> None:
-    assert load_blocklist(str(KOREAN)).matches(text)
+    assert load_expressions(str(KOREAN)).matches(text)
