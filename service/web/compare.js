@@ -10,7 +10,7 @@ import { arranged, columnAt, drawHeatMap } from "./heatmap.js";
 import { fixed, number, onLanguage, t } from "./i18n.js";
 import { byId, isFilled, limitTokens, make, Task } from "./page.js";
 import { keepField, keptValue } from "./store.js";
-import { drawLegend, shaded, visible } from "./tokens.js";
+import { drawLegend, shaded, textsOf, visible } from "./tokens.js";
 
 const FAMILIES = ["rnn", "gru", "lstm", "esn"];
 const MAX_STATES = 256; // tokens that /states takes
@@ -84,7 +84,7 @@ function suggestPrompt() {
 }
 
 async function runAll(names, signal) {
-  const prompt = byId("compare-prompt").value;
+  const prompt = byId("compare-prompt").value.normalize("NFC"); // as every model reads it: tokens are looked for in this form
   const request = { prompt, max_tokens: byId("compare-max_tokens").valueAsNumber, temperature: byId("compare-temperature").valueAsNumber, seed: byId("compare-seed").valueAsNumber };
   runs = names.map((name) => ({ model: models.find((each) => each.name === name), prompt, tokens: [], text: "", seconds: 0, scored: null, states: null, tensor: 0 }));
   at = 0;
@@ -217,8 +217,8 @@ function card(run) {
 
 /** The tokens of a scored text with the characters that they stand for. */
 function scoredPieces(tokens, text) {
-  const characters = [...text];
-  return tokens.map(({ start, logprob }, i) => ({ text: characters.slice(i ? start : 0, tokens[i + 1]?.start).join(""), bits: -logprob }));
+  const texts = textsOf(tokens, text);
+  return tokens.map(({ logprob }, i) => ({ text: texts[i], bits: -logprob }));
 }
 
 /** Pieces of a text, each with the place of its first character. */

@@ -5,10 +5,12 @@ import { post } from "./api.js";
 /** The text with the character or word at a token's place made another one, of the same kind as far as that is known. An
  * unknown token stays one: as text its name would be several. */
 export function changed(tokens, place, { kind, unknown_id: unknownId = null }) {
-  const texts = tokens.map(({ id, text }) => (id === unknownId ? "\ufffd" : text));
+  const encoder = new TextEncoder();
+  const pieces = tokens.map(({ id, text, bytes }) => (id === unknownId ? encoder.encode("\ufffd") : (bytes ?? encoder.encode(text))));
   const other = /^[\uac00-\ud7a3]/.test(tokens[place].text.trim()) ? ["나", "가"] : ["e", "a"];
-  texts[place] = tokens[place].text === other[0] ? other[1] : other[0];
-  return texts.join(kind === "word" ? " " : "");
+  pieces[place] = encoder.encode(tokens[place].text === other[0] ? other[1] : other[0]);
+  const spaced = kind === "word" ? pieces.flatMap((piece, i) => (i ? [encoder.encode(" "), piece] : [piece])) : pieces;
+  return new TextDecoder("utf-8", { ignoreBOM: true }).decode(Uint8Array.from(spaced.flatMap((piece) => [...piece])));
 }
 
 /** For each state tensor the absolute differences, token by token; nothing before the change. */

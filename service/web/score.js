@@ -3,11 +3,12 @@
 import { post } from "./api.js";
 import { align } from "./align.js";
 import { csvOf, download } from "./csv.js";
+import { isEnd } from "./draft.js";
 import { suggest } from "./examples.js";
 import { fixed, onLanguage, t } from "./i18n.js";
 import { byId, make, Task } from "./page.js";
 import { keepField } from "./store.js";
-import { drawLegend, shade, shaded } from "./tokens.js";
+import { drawLegend, isBlank, shade, shaded, textsOf } from "./tokens.js";
 
 const ORDERS = {
   total: (sentence) => sentence.bits,
@@ -72,7 +73,7 @@ function suggestEnd() {
 }
 
 async function scoreAll(signal) {
-  const texts = byId("score-texts").value.split("\n").map((line) => line.trim()).filter(Boolean);
+  const texts = byId("score-texts").value.split("\n").filter((line) => line !== "" && !isBlank(line)); // each as it stands
   const model = byId("score-model").value;
   if (texts.length === 0) return { model, sentences: [] };
   const fields = { model, log_base: "2", words: true, tokens: true, add_end: byId("score-end").checked };
@@ -145,13 +146,15 @@ function sentenceItem(sentence) {
   return make("li", {}, text, list);
 }
 
-/** The tokens with the text between them; what no token begins in, belongs to the one before. */
+/** The tokens with the text between them. */
 function tokenElements({ text, tokens, unknownId }) {
-  const characters = [...text];
-  return tokens.map(({ id, logprob, start, end }, i) => {
-    if (start === characters.length) return Object.assign(shaded(t("token.end"), -logprob), { className: `token end-word ${shade(-logprob)}` });
-    const element = shaded(characters.slice(start, Math.max(end, tokens[i + 1]?.start ?? end)).join(""), -logprob);
+  const texts = textsOf(tokens, text);
+  return tokens.map((token, i) => {
+    const { id, logprob } = token;
+    if (isEnd(token)) return Object.assign(shaded(t("token.end"), -logprob), { className: `token end-word ${shade(-logprob)}` });
+    const element = shaded(texts[i], -logprob);
     if (id === unknownId) element.classList.add("unknown");
+    if (texts[i] === "") element.classList.add("part");
     return element;
   });
 }

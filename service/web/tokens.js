@@ -6,6 +6,14 @@ import { make } from "./page.js";
 
 const EDGES = { token: [0.5, 1, 2, 3, 4.5, 6, 8, 11], word: [2, 4, 6, 8, 11, 14, 18, 24] }; // bits with which a shade begins
 
+// White space as the service knows it: unlike \s it has U+001C to U+001F and U+0085, and no byte-order mark.
+const SPACE = "[\\t-\\r\\x1c-\\x1f\\x85\\p{Z}]";
+const LEADING = new RegExp(`^${SPACE}+`, "u");
+const ALL = new RegExp(`^${SPACE}+$`, "u");
+
+/** Whether a text has characters, all of them white space. */
+export const isBlank = (text) => ALL.test(text);
+
 /** The class of a surprisal; a word costs as much as its tokens together, so words have a scale of their own. */
 export function shade(bits, unit = "token") {
   return `bits-${EDGES[unit].filter((edge) => bits >= edge).length}`;
@@ -23,7 +31,7 @@ export function drawLegend(list, unit = "token") {
 export function bitsOfWords(tokens) {
   const words = []; // {bits, hasInk}
   const owners = tokens.map((token) => {
-    const isNew = words.length === 0 || isEnd(token) || (words.at(-1).hasInk && /^\s/.test(token.shown));
+    const isNew = words.length === 0 || isEnd(token) || (words.at(-1).hasInk && LEADING.test(token.shown));
     if (isNew) words.push({ bits: 0, hasInk: false });
     words.at(-1).bits += bitsOf(token.logprob);
     words.at(-1).hasInk ||= isEnd(token) || !isBlank(token.shown);
@@ -35,11 +43,16 @@ export function bitsOfWords(tokens) {
   return tokens.map((token, i) => (isBlank(token.shown) && !isEnd(token) ? null : owners[i].bits));
 }
 
-const isBlank = (text) => text !== "" && text.trim() === "";
+/** The text of each token of a scored text, with what stands between tokens: before the first it belongs to that, else to
+ * the token before. A character made of several tokens belongs to the last of them. */
+export function textsOf(tokens, text) {
+  const characters = [...text];
+  return tokens.map(({ start }, i) => characters.slice(i ? start : 0, tokens[i + 1]?.start).join(""));
+}
 
 /** A text whose first spaces are never shaded. */
 function inked(text) {
-  const rest = text.trimStart();
+  const rest = text.replace(LEADING, "");
   const spaces = text.slice(0, text.length - rest.length);
   return rest === "" || spaces === "" ? [text] : [make("span", { className: "lead", textContent: spaces }), rest];
 }

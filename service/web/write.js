@@ -107,7 +107,7 @@ export function startWrite() {
   };
   addEventListener("hashchange", () => openLink(models, openRecipe));
   byId("write-stop").addEventListener("click", () => task.stop());
-  byId("write-more").addEventListener("click", more);
+  byId("write-more").addEventListener("click", () => isFilled(byId("write-form")) && more());
   byId("write-again").addEventListener("click", again);
   byId("write-keep-seed").addEventListener("click", () => {
     byId("write-seed").value = draft.seed;
@@ -119,6 +119,7 @@ export function startWrite() {
   byId("alternatives").addEventListener("click", ({ target }) => {
     const button = target.closest("button");
     if (button === null) return;
+    if (!isFilled(byId("write-form"))) return;
     const index = shown;
     choose(index, draft.tokens[index].top[Number(button.dataset.place)]).then(() => list.focus(index + 1));
     hideAlternatives();
