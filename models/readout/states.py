@@ -31,7 +31,7 @@ def state_chunks(
     """Run the row as equal pieces side by side, each from the initial state.
 
     ids     unsigned integers [num_tokens], at least two
-    masked  int64 [num_masked], places of tokens whose states are run, but not yielded with them as what follows
+    masked  int64 [num_masked], places of tokens that are run like all others; the states before them are not yielded
     yields  states float32 [n, readout_inputs] and the tokens that follow them, int64 [n], on the device of the model
 
     A row too short for several pieces is run as one, without warming up.
