@@ -66,6 +66,38 @@ def secure(server: Server, certificate: Path) -> Iterator[ssl.SSLSocket]:
         yield connection
 
 
+class SingleFlight:
+    """A TLS connection whose first bytes leave in the packet that ends the handshake: it is never seen idle before."""
+
+    def __init__(self, plain: socket.socket, certificate: Path, first: bytes) -> None:
+        self.plain = plain
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        context = ssl.create_default_context(cafile=certificate)
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname="127.0.0.1")
+        while True:
+            try:
+                self._tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                plain.sendall(self._outgoing.read())
+                self._incoming.write(plain.recv(65536))
+        self.send(first)
+
+    def send(self, data: bytes) -> None:
+        if data:
+            self._tls.write(data)
+        self.plain.sendall(self._outgoing.read())
+
+    def received(self) -> bytes:
+        """Return all bytes received until the other side closes."""
+        self._incoming.write(received(self.plain))
+        answer = b""
+        with contextlib.suppress(ssl.SSLZeroReturnError, ssl.SSLEOFError, ssl.SSLWantReadError):
+            while piece := self._tls.read(65536):
+                answer += piece
+        return answer
+
+
 def test_whole_and_streamed_answers_come_over_tls(server: Server) -> None:
     body = {"prompt": "w", "temperature": 0}
     whole = server.post("/generate", **body).json()["choices"][0]["text"]
@@ -158,19 +190,16 @@ def test_connections_that_wait_give_way_where_memory_is_short(
         running_server(tmp_path, bundles=letters, authority=files[0], **settings) as server,
         contextlib.ExitStack() as stack,
     ):
-        # A head has ten seconds, in which a busy machine may not do forty handshakes.
-        connections = [stack.enter_context(secure(server, files[0])) for _ in range(26)]
-        for connection in connections:
-            connection.sendall(begin)
-        for _ in range(14):
-            connections.append(stack.enter_context(secure(server, files[0])))
-            connections[-1].sendall(begin)
+        connections = []
+        for _ in range(40):
+            plain = stack.enter_context(server.connect())
+            connections.append(SingleFlight(plain, files[0], begin))
         for connection in connections[:14]:
-            connection.settimeout(KEEP_SECONDS / 2)
-            assert received(connection)[:12] == answer  # those that wait for longest
+            connection.plain.settimeout(KEEP_SECONDS / 2)
+            assert connection.received()[:12] == answer  # those that wait for longest
         for connection in connections[14:]:
-            connection.sendall(HEALTH[len(begin) :])
-            assert received(connection).startswith(b"HTTP/1.1 200 OK")
+            connection.send(HEALTH[len(begin) :])
+            assert connection.received().startswith(b"HTTP/1.1 200 OK")
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -190,25 +219,12 @@ def test_client_that_leaves_frees_its_slot(
 
 def test_half_closed_client_gets_its_answer_over_tls(server: Server, files: tuple[Path, Path]) -> None:
     """Close one half below TLS, as a client's system does; the first bytes of the answer are sent as probes."""
-    context = ssl.create_default_context(cafile=files[0])
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    tls = context.wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
     with server.connect() as plain:
-        while True:
-            try:
-                tls.do_handshake()
-                break
-            except ssl.SSLWantReadError:
-                plain.sendall(outgoing.read())
-                incoming.write(plain.recv(65536))
-        tls.write(raw_post(json.dumps({"prompt": "w", "temperature": 0, "n": 4}).encode()))
-        plain.sendall(outgoing.read())
+        connection = SingleFlight(
+            plain, files[0], raw_post(json.dumps({"prompt": "w", "temperature": 0, "n": 4}).encode())
+        )
         plain.shutdown(socket.SHUT_WR)
-        incoming.write(received(plain))
-    answer = b""
-    with contextlib.suppress(ssl.SSLZeroReturnError, ssl.SSLEOFError, ssl.SSLWantReadError):
-        while piece := tls.read(65536):
-            answer += piece
+        answer = connection.received()
     assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
     assert answer.count(b"HTTP/1.") == 1
 
